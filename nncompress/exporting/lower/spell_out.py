@@ -4,7 +4,7 @@
 |----------------------|------------------------------------------------------------------|
 | hypot                | a · √(1 + (b / a)²), a being the longer side                     |
 | cumprod              | products with itself shifted by 1, 2, 4, … (Hillis & Steele 1986) |
-| cummax, cummin       | the same of maxima, where nobody asks for the places              |
+| cummax, cummin       | the same of maxima, and of the places where x is what they are    |
 | median, nanmedian,   | sorted, and taken                                                |
 | kthvalue             |                                                                  |
 | adaptive max pools   | the maxima of their windows, where nobody asks for the places    |
@@ -18,6 +18,8 @@
 | searchsorted         | how many bounds are smaller                                      |
 | isin                 | comparisons with each                                            |
 | diagonal_scatter     | rows, each with one value written                                |
+| gcd, lcm             | the steps of Euclid's algorithm                                   |
+| lgamma, digamma      | Stirling's series                                                 |
 | mode                 | sorted, and taken where most are equal; unless the place is asked for |
 """
 
@@ -26,12 +28,14 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx
 
 from nncompress.errors import UnsupportedError
+from nncompress.exporting.lower.rare_functions import digamma, gcd, lcm, lgamma
 from nncompress.ir import Model
 from nncompress.ir.edit.computed import store_constants
 from nncompress.ir.graph.normal_form.decompose import take_apart
@@ -102,8 +106,8 @@ def _hypot(a: Tensor, b: Tensor) -> Tensor:
     a, b = a.abs(), b.abs()
     long, short = torch.maximum(a, b), torch.minimum(a, b)
     ratio = torch.where(long == short, (long > 0).to(long.dtype), short / long)
-    endless = (a == math.inf) | (b == math.inf)  # beside NaN, too
-    return torch.where(endless, torch.full_like(long, math.inf), long * torch.sqrt(1 + ratio * ratio))
+    endless = (a == inf) | (b == inf)  # beside NaN, too
+    return torch.where(endless, torch.full_like(long, inf), long * torch.sqrt(1 + ratio * ratio))
 
 
 def _scan(x: Tensor, dim: int, join: Callable[[Tensor, Tensor], Tensor], neutral: float) -> Tensor:
@@ -120,13 +124,27 @@ def _cumprod(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor
 
 
 def _cummax(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    values = _scan(x, dim, torch.maximum, -torch.inf)
-    return values, values
+    values = _scan(x, dim, torch.maximum, -inf if x.is_floating_point() else torch.iinfo(x.dtype).min)
+    return values, _last_place(x == values, dim)
 
 
 def _cummin(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    values = _scan(x, dim, torch.minimum, torch.inf)
-    return values, values
+    values = _scan(x, dim, torch.minimum, inf if x.is_floating_point() else torch.iinfo(x.dtype).max)
+    return values, _last_place(x == values, dim)
+
+
+def _last_place(found: Tensor, dim: int) -> Tensor:
+    """Up to each place, the last one at which it was."""
+    shape = [1] * found.dim()
+    shape[dim] = -1
+    place = torch.arange(found.shape[dim], device=found.device).view(shape)
+    return _scan(torch.where(found, place, 0), dim, torch.maximum, 0)
+
+
+def _extremes(x: Tensor, *, dim: int | None = None, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    if dim is None:
+        return x.min(), x.max()
+    return x.amin(dim, keepdim), x.amax(dim, keepdim)
 
 
 def _kthvalue(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, ...]:
@@ -136,6 +154,14 @@ def _kthvalue(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[
 
 def _median(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, ...]:
     return _kthvalue(x, (x.shape[dim] + 1) // 2, dim, keepdim)
+
+
+def _median_of_all(x: Tensor) -> Tensor:
+    return _median(x.flatten(), 0)[0]
+
+
+def _nanmedian_of_all(x: Tensor) -> Tensor:
+    return _nanmedian(x.flatten(), 0)[0]
 
 
 def _nanmedian(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, ...]:
@@ -258,7 +284,6 @@ def _distances(a: Tensor, b: Tensor, p: float = 2.0, compute_mode: int | None = 
 
 _WITH_PLACES = (
     aten.mode.default,
-    *(aten.cummax.default, aten.cummin.default),
     *(aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default),
 )
 _STEPS: dict[Any, Callable[..., Any]] = {
@@ -270,9 +295,16 @@ _STEPS: dict[Any, Callable[..., Any]] = {
     aten.cumprod.default: _cumprod,
     aten.cummax.default: _cummax,
     aten.cummin.default: _cummin,
+    aten.aminmax.default: _extremes,
     aten.kthvalue.default: _kthvalue,
     aten.median.dim: _median,
+    aten.median.default: _median_of_all,
     aten.nanmedian.dim: _nanmedian,
+    aten.nanmedian.default: _nanmedian_of_all,
+    aten.gcd.default: gcd,
+    aten.lcm.default: lcm,
+    aten.lgamma.default: lgamma,
+    aten.digamma.default: digamma,
     aten.searchsorted.Tensor: _searchsorted,
     aten.isin.Tensor_Tensor: _is_in,
     aten.isin.Tensor_Scalar: _is_in,

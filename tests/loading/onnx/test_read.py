@@ -338,6 +338,30 @@ def test_weights_called_as_the_exporter_calls_values_are_written_again(tmp_path)
         np.testing.assert_allclose(got, (x + sum(range(12))).reshape(3, 2, 3), rtol=1e-6)
 
 
+def test_places_of_maxima_are_read_as_they_are_written(tmp_path):
+    class Unpooled(nn.Module):
+        """As SegNet does; the places come out, too."""
+
+        def forward(self, x):
+            h, places = F.max_pool2d(x, 2, return_indices=True)
+            return h.exp(), F.max_pool1d(x[:, 0], 3, 2, 1, return_indices=True)[1], places
+
+    x = torch.randn(2, 3, 6, 8)
+    path = tmp_path / "m.onnx"
+    nncompress.export(nncompress.load(Unpooled().eval(), input="Bx3x6x8"), path)
+    for found, right in zip(load_model(path).outputs_of(x), Unpooled()(x), strict=True):
+        torch.testing.assert_close(found, right)
+    nodes = [helper.make_node("MaxPool", ["x"], ["y", "at"], kernel_shape=[2, 2], strides=[2, 2])]
+    graph_file(
+        path,
+        nodes,
+        [floats("x", "N", 3, 6, 8)],
+        [floats("y", "N", 3, 3, 4), tensor("at", ["N", 3, 3, 4], TensorProto.INT64)],
+    )
+    for found, right in zip(load_model(path).outputs_of(x), session_outputs(path, x), strict=True):
+        torch.testing.assert_close(found, torch.from_numpy(right))
+
+
 def test_padding_by_nothing_may_say_how(tmp_path):
     pads = numpy_helper.from_array(np.zeros(4, np.int64), "p")
     nodes = [

@@ -6,9 +6,10 @@ is dropped: a factor behind the pool stands in for it. Euclidean distances of ro
 of what is scattered become the last of each: sums over counts stand in for them. Of infinities alone the
 extreme becomes the largest finite number: an infinity is laid there first. A source that is larger than its
 index is refused by ONNX Runtime: it is cut to the index's size. Padding that wraps around is said as
-concatenations, which more runtimes read. Bounds of which one is an int and one a float become floats.
-Functions that it says with a loss of digits are said in `special_functions`, those that it says wrongly at
-edges in `edge_values`, frames laid over each other in `frames`.
+concatenations, which more runtimes read. Few kernels take integers of 8 and 16 bits: what is computed of
+them, value by value, is computed in 32 and cut off again. Bounds of which one is an int and one a float
+become floats. Functions that it says with a loss of digits are said in `special_functions`, those that it
+says wrongly at edges in `edge_values`, frames laid over each other in `frames`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from nncompress.ir.layers.weights import argument
 aten = torch.ops.aten
 DIMS = {"avg_pool2d": 2, "avg_pool3d": 3}
 FUNCTIONS = SPECIAL_FUNCTIONS | EDGE_VALUES | {aten.istft.default: istft}
+SHORT = (torch.int8, torch.int16, torch.uint8)
+EUCLID = (aten.gcd.default, aten.lcm.default)  # whose steps are fewer of short ones
 SCATTERS = (aten.scatter.src, aten.scatter_add.default, aten.scatter_reduce.two)
 
 
@@ -47,6 +50,7 @@ def dodge_defects(program: ExportedProgram) -> None:
     lay_ends_beside(program.graph)
     for node in list(program.graph.nodes):
         _bounds_of_one_type(node)
+        _widen(node)
         if node.target in FUNCTIONS:
             take_apart(program.graph, node, FUNCTIONS[node.target])
         elif node.target in (aten.view.default, aten.reshape.default):
@@ -69,6 +73,25 @@ def _bounds_of_one_type(node: fx.Node) -> None:
     if node.target is aten.clamp.default and any(isinstance(bound, float) for bound in node.args[1:]):
         bounds = (float(bound) if isinstance(bound, int) else bound for bound in node.args[1:])
         node.args = (node.args[0], *bounds)
+
+
+def _widen(node: fx.Node) -> None:
+    op, result = node.target, node.meta.get("val")
+    if not isinstance(op, torch._ops.OpOverload) or torch.Tag.pointwise not in op.tags or op in EUCLID:
+        return
+    if not isinstance(result, Tensor) or result.dtype not in SHORT:
+        return
+    if result.dtype == torch.uint8 and "bitwise" in op_name(node):  # of codes that are unpacked
+        return
+    for x in node.all_input_nodes[op is aten.where.self :]:
+        if isinstance(x.meta["val"], Tensor) and x.meta["val"].dtype in SHORT:
+            node.replace_input_with(x, _call(node, aten._to_copy.default, x, dtype=torch.int32))
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda each: each.meta["val"])
+    node.meta["val"] = op(*args, **kwargs)
+    with node.graph.inserting_after(node):
+        cut = node.graph.call_function(aten._to_copy.default, (node,), {"dtype": result.dtype})
+    cut.meta["val"] = result
+    node.replace_all_uses_with(cut, delete_user_cb=lambda user: user is not cut)
 
 
 def _copy_attention(view: fx.Node) -> None:

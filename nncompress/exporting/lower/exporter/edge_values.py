@@ -95,6 +95,21 @@ def _clamp(x: Tensor, low: float | None = None, high: float | None = None) -> Te
     return torch.full_like(x, nan, dtype=torch.result_type(x, nan))
 
 
+def _relu(x: Tensor) -> Tensor:
+    """Which ONNX Runtime has of floats alone."""
+    if x.is_floating_point():
+        raise NotImplementedError
+    return x.clamp_min(0)
+
+
+def _power(x: Tensor, exponent: float) -> Tensor:
+    """Of integers, as products: ONNX Runtime takes it of floats."""
+    if x.is_floating_point() or not isinstance(exponent, int) or exponent < 1:
+        raise NotImplementedError
+    rest = _power(x * x, exponent // 2) if exponent > 1 else x
+    return rest * x if exponent % 2 and exponent > 1 else rest
+
+
 def _is_below_zero(x: Tensor) -> Tensor:
     """A zero with a sign, too."""
     return (x < 0) | (1 / x < 0)
@@ -168,6 +183,9 @@ EDGE_VALUES: dict[Any, Callable[..., Tensor]] = {
     aten.lerp.Scalar: _lerp,
     aten.lerp.Tensor: _lerp,
     aten.clamp.default: _clamp,
+    aten.relu.default: _relu,
+    aten.pow.Tensor_Scalar: _power,
+    aten.square.default: _of_integers(lambda x: x * x),
     aten.isnan.default: _of_integers(lambda x: torch.zeros_like(x, dtype=torch.bool)),
     **dict.fromkeys(
         (aten.round.default, aten.floor.default, aten.ceil.default, aten.trunc.default),

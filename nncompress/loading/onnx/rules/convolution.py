@@ -106,17 +106,24 @@ def transposed_convolution(call: Call) -> Value:
 # --- pools ------------------------------------------------------------------------------------------------
 
 
-@rule("MaxPool", ignores=["storage_order"])  # of its indices, which are refused
-def max_pool(call: Call) -> Value:
+@rule("MaxPool", ignores=["storage_order"])  # of its indices, which are refused where it is another
+def max_pool(call: Call) -> Value | list[Value]:
     x, kernel = call.tensor(0), call.get("kernel_shape")
-    if len([name for name in call.outputs if name]) > 1:
-        raise call.refusal("its indices are asked for")
     stride, dilation = call.get("strides", [1] * len(kernel)), call.get("dilations", [1] * len(kernel))
-    x, padding = _padded(x, _pads(call, x, kernel, stride, dilation), -math.inf)
-    if any(2 * p > k for p, k in zip(padding, kernel)):
-        x = F.pad(x, [p for p in reversed(padding) for _ in range(2)], value=-math.inf)
+    ceil, pool = bool(call.get("ceil_mode", 0)), _MAX_POOL[len(kernel)]
+    padded, padding = _padded(x, _pads(call, x, kernel, stride, dilation), -math.inf)
+    wide = any(2 * p > k for p, k in zip(padding, kernel))
+    if len([name for name in call.outputs if name]) > 1:
+        if padded is not x or wide or call.get("storage_order", 0):
+            raise call.refusal("its indices are asked for, and its padding or order is none of torch's")
+        values, places = pool(x, kernel, stride, padding, dilation, ceil, return_indices=True)
+        planes = torch.arange(x.shape[0] * x.shape[1], device=x.device)
+        first = planes.reshape(*x.shape[:2], *[1] * len(kernel)) * math.prod(x.shape[2:])
+        return [values, places + first]  # ONNX counts through all samples and channels
+    if wide:
+        padded = F.pad(padded, [p for p in reversed(padding) for _ in range(2)], value=-math.inf)
         padding = [0] * len(kernel)
-    return _MAX_POOL[len(kernel)](x, kernel, stride, padding, dilation, bool(call.get("ceil_mode", 0)))
+    return pool(padded, kernel, stride, padding, dilation, ceil)
 
 
 @rule("AveragePool")

@@ -74,6 +74,25 @@ OF_INTEGERS: Functions = {
     "i0": lambda a, b: torch.i0(a % 20),
     "i0e": lambda a, b: torch.special.i0e(b % 20),
     "erfcx": lambda a, b: torch.special.erfcx(b % 6),
+    "gcd": torch.gcd,
+    "lcm": torch.lcm,
+    "relu": lambda a, b: a.relu(),
+}
+OF_SHORT: Functions = {
+    "gcd": torch.gcd,
+    "lcm": torch.lcm,
+    "relu": lambda a, b: a.relu(),
+    "neg": lambda a, b: -a,
+    "square": lambda a, b: a.square(),
+    "power": lambda a, b: b**2,
+    "clamp": lambda a, b: a.clamp(2, 7),
+    "hardtanh": lambda a, b: nn.functional.hardtanh(b, 0, 6),
+    "threshold": lambda a, b: nn.functional.threshold(a, 3, 1),
+    "<<": lambda a, b: a << 2,
+    ">>": lambda a, b: b >> 1,
+    "where": lambda a, b: torch.where(a > b, a, b),
+    "+": lambda a, b: a + b,
+    "*": lambda a, b: a * b,
 }
 
 
@@ -92,8 +111,11 @@ class All(nn.Module):
         (OF_FLOATS, FLOATS, torch.float32),
         (OF_INTEGERS, LONG, torch.int64),
         (OF_INTEGERS, INTEGERS, torch.int32),
+        (OF_SHORT, (0, 1, -1, 12, -18, 255, -(2**15) + 1, 2**15 - 1), torch.int16),
+        (OF_SHORT, (0, 1, -1, 12, -18, 127, -127), torch.int8),
+        (OF_SHORT, (0, 1, 12, 18, 254, 255), torch.uint8),
     ],
-    ids=["float32", "int64", "int32"],
+    ids=["float32", "int64", "int32", "int16", "int8", "uint8"],
 )
 def test_every_pair_gives_what_it_gives_in_torch(tmp_path, functions, values, dtype) -> None:
     given = [torch.tensor(each, dtype=dtype) for each in zip(*itertools.product(values, values))]

@@ -197,3 +197,20 @@ def test_what_is_found_in_rows_and_written_to_diagonals_is_what_torch_finds_and_
     results = session.run(None, dict(zip(("x", "ids"), (each.numpy() for each in given))))
     for got, right in zip(results, Found()(*given), strict=True):
         assert torch.equal(torch.from_numpy(got), right)
+
+
+class Places(nn.Module):
+    """x [n, 9] -> extremes with their places, and functions of the gamma function's kind."""
+
+    def forward(self, x):
+        whole = x.median() + x.masked_fill(x > 1, torch.nan).nanmedian() + sum(torch.aminmax(x))
+        gamma = torch.lgamma(x), torch.digamma(x.abs() + 0.1)
+        return *x.round().cummax(1), *x.round().cummin(1), *torch.aminmax(x, dim=1), *gamma, whole
+
+
+def test_extremes_with_places_and_the_gamma_function_are_said_in_others(tmp_path):
+    x = torch.randn(4, 9) * 3
+    nncompress.export(Model.from_module(Places().eval(), (x,), dynamic_batch=False), tmp_path / "m.onnx")
+    got = onnxruntime.InferenceSession(str(tmp_path / "m.onnx")).run(None, {"x": x.numpy()})
+    for found, right in zip(got, Places()(x), strict=True):
+        torch.testing.assert_close(torch.from_numpy(found), right, rtol=1e-5, atol=1e-5)
