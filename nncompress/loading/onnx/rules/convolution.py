@@ -106,15 +106,15 @@ def transposed_convolution(call: Call) -> Value:
 # --- pools ------------------------------------------------------------------------------------------------
 
 
-@rule("MaxPool", ignores=["storage_order"])  # of its indices, which are refused where it is another
+@rule("MaxPool")
 def max_pool(call: Call) -> Value | list[Value]:
     x, kernel = call.tensor(0), call.get("kernel_shape")
     stride, dilation = call.get("strides", [1] * len(kernel)), call.get("dilations", [1] * len(kernel))
-    ceil, pool = bool(call.get("ceil_mode", 0)), _MAX_POOL[len(kernel)]
+    ceil, pool, order = bool(call.get("ceil_mode", 0)), _MAX_POOL[len(kernel)], call.get("storage_order", 0)
     padded, padding = _padded(x, _pads(call, x, kernel, stride, dilation), -math.inf)
     wide = any(2 * p > k for p, k in zip(padding, kernel))
     if len([name for name in call.outputs if name]) > 1:
-        if padded is not x or wide or call.get("storage_order", 0):
+        if padded is not x or wide or order:
             raise call.refusal("its indices are asked for, and its padding or order is none of torch's")
         values, places = pool(x, kernel, stride, padding, dilation, ceil, return_indices=True)
         planes = torch.arange(x.shape[0] * x.shape[1], device=x.device)

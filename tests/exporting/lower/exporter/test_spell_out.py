@@ -205,7 +205,14 @@ class Places(nn.Module):
     def forward(self, x):
         whole = x.median() + x.masked_fill(x > 1, torch.nan).nanmedian() + sum(torch.aminmax(x))
         gamma = torch.lgamma(x), torch.digamma(x.abs() + 0.1)
-        return *x.round().cummax(1), *x.round().cummin(1), *torch.aminmax(x, dim=1), *gamma, whole
+        return (
+            x.squeeze((0, 1)),
+            *x.round().cummax(1),
+            *x.round().cummin(1),
+            *torch.aminmax(x, dim=1),
+            *gamma,
+            whole,
+        )
 
 
 def test_extremes_with_places_and_the_gamma_function_are_said_in_others(tmp_path):
