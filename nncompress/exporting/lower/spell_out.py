@@ -147,13 +147,6 @@ def _extremes(x: Tensor, *, dim: int | None = None, keepdim: bool = False) -> tu
     return x.amin(dim, keepdim), x.amax(dim, keepdim)
 
 
-def _squeeze(x: Tensor, dims: Sequence[int]) -> Tensor:
-    """Where no dim is of one, too, which the exporter calls a view."""
-    for dim in sorted((dim % x.dim() for dim in dims), reverse=True):
-        x = x.squeeze(dim) if isinstance(x.shape[dim], int) else x
-    return x
-
-
 def _kthvalue(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, ...]:
     taken = (each.narrow(dim, k - 1, 1) for each in torch.sort(x, dim))
     return tuple(each if keepdim else each.squeeze(dim) for each in taken)
@@ -302,7 +295,6 @@ _STEPS: dict[Any, Callable[..., Any]] = {
     aten.cumprod.default: _cumprod,
     aten.cummax.default: _cummax,
     aten.cummin.default: _cummin,
-    aten.squeeze.dims: _squeeze,
     aten.aminmax.default: _extremes,
     aten.kthvalue.default: _kthvalue,
     aten.median.dim: _median,

@@ -110,6 +110,16 @@ def _power(x: Tensor, exponent: float) -> Tensor:
     return rest * x if exponent % 2 and exponent > 1 else rest
 
 
+def _squeeze(x: Tensor, dims: int | list[int]) -> Tensor:
+    """ONNX refuses to squeeze what is longer than 1."""
+    listed = [dims] if isinstance(dims, int) else dims
+    for dim in sorted((dim % x.dim() for dim in listed), reverse=True):
+        if not isinstance(x.shape[dim], int):
+            raise NotImplementedError
+        x = x.squeeze(dim) if x.shape[dim] == 1 else x
+    return x
+
+
 def _is_below_zero(x: Tensor) -> Tensor:
     """A zero with a sign, too."""
     return (x < 0) | (1 / x < 0)
@@ -184,6 +194,8 @@ EDGE_VALUES: dict[Any, Callable[..., Tensor]] = {
     aten.lerp.Tensor: _lerp,
     aten.clamp.default: _clamp,
     aten.relu.default: _relu,
+    aten.squeeze.dim: _squeeze,
+    aten.squeeze.dims: _squeeze,
     aten.pow.Tensor_Scalar: _power,
     aten.square.default: _of_integers(lambda x: x * x),
     aten.isnan.default: _of_integers(lambda x: torch.zeros_like(x, dtype=torch.bool)),
