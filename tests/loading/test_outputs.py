@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 import nncompress
@@ -36,3 +37,11 @@ def test_what_is_no_tensor_among_outputs_is_said(returned: object, what: str) ->
 def test_a_module_that_returns_no_tensor_is_refused(returned: object) -> None:
     with pytest.raises(UnsupportedError, match="returns no tensor"):
         nncompress.load(Returns(returned, alone=True), input="Bx4")
+
+
+def test_text_that_torch_writes_and_does_not_read_is_no_damage(tmp_path) -> None:
+    program = torch.export.export(Returns("logits", alone=False).eval(), (torch.randn(2, 4),))
+    torch.export.save(program, tmp_path / "m.pt2")
+    with pytest.raises(UnsupportedError, match="returns text") as refused:
+        nncompress.load(tmp_path / "m.pt2")
+    assert "'logits'" in (refused.value.got or "")

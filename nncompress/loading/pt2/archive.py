@@ -29,7 +29,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.export.pt2_archive import PT2ArchiveWriter
 
-from nncompress.errors import ModelFileError, NNCompressError, UnsafeFileError
+from nncompress.errors import ModelFileError, NNCompressError, UnsafeFileError, UnsupportedError
 from nncompress.ir.formats.deflate import MOST_RATIO
 from nncompress.ir.formats.samples import MOST_TEXT
 from nncompress.ir.torch_logs import unlogged
@@ -54,6 +54,7 @@ _MAX_HISTORY = 16 * 2**20
 _COPIED = re.compile(r"data/(weights/weight|constants/tensor)_[0-9]{1,9}", re.ASCII)
 _READ = {GRAPH, WEIGHTS, CONSTANTS, HISTORY, SAMPLES, "archive_format", "archive_version", "byteorder"}
 _IGNORED = re.compile(r"data/sample_inputs/model\.pt|extra/.*|\.data/(version|serialization_id)|version")
+_TEXT_OUTPUT = re.compile(r"output node Argument\(as_string=(.*)\)")
 _CARRIES_CODE = [
     (re.compile(r"data/aotinductor/.*"), "a compiled library (AOTInductor)"),
     (re.compile(r"data/(weights|constants)/[^/]*\.pt"), "pickled weights (the format of torch before 2.8)"),
@@ -77,6 +78,7 @@ def read_pt2(
 
     Raises:
         ModelFileError: it is not a `.pt2`, is damaged, or says something unknown.
+        UnsupportedError: it returns text.
         UnsafeFileError: loading it would run code that it carries.
     """
     path = Path(path)
@@ -265,6 +267,12 @@ def _load(clean: io.BytesIO, path: Path) -> ExportedProgram:
             cause = logged[0] if logged else error  # torch logs the cause and raises that it did
             lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
             reason = lines[-1][:300] if lines else ""
+            if text := _TEXT_OUTPUT.search(reason):
+                raise UnsupportedError(
+                    f"{path} returns text beside tensors, which torch.export.save writes and no torch loads",
+                    got=f"the output {text[1][:80]!r}",
+                    remedy="export it again with a forward() of tensors alone, or nncompress.load(module)",
+                ) from error
             raise _damaged(path, f"{type(cause).__name__}: {reason}") from error
 
 
