@@ -72,7 +72,8 @@ def families(
         return by_ratios(per_layer(effects, share, counted))
 
     def without_blocks(share: float) -> Recipe:
-        return (PruneNodes(drop_blocks=max(round((1 - share) * blocks), 1)),)
+        few = (1 - share) ** 2  # every block costs more than the one before: begun at a fifth of them
+        return (PruneNodes(drop_blocks=max(round(few * blocks), 1)),)
 
     found = []
     if "prune-nodes" in methods:

@@ -54,6 +54,12 @@ class Refinement:
         Args:
             rows: recipe and result of every trial by its key.
         """
+        known = {settled_key(recipe): row for recipe, row in rows.values()}
+        near = Neighbourhood(best, self._effects)
+        saving = self._judge.bounds.drop is not None
+        steps = list(near.steps(saving))
+        if saving and not steps:
+            return []  # all in int8, and nothing else: what is near only gives back
         if not self._told:
             self._told = True
             how = (
@@ -62,10 +68,7 @@ class Refinement:
                 else f"; with Optuna ({extras.command(EXTRA)}) jointly"
             )
             self._say(f"strengths of the best are varied one by one{how}")
-        known = {settled_key(recipe): row for recipe, row in rows.values()}
-        near = Neighbourhood(best, self._effects)
-        saving = self._judge.bounds.drop is not None
-        single = [each for each in near.steps(saving) if settled_key(each) not in known]
+        single = [each for each in steps if settled_key(each) not in known]
         if not self._by_optuna or (single and len(rows) % 2):
             return single
         return self._proposed(near, best, rows, known) or single

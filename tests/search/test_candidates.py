@@ -117,9 +117,9 @@ def test_layers_that_are_slower_in_int8_stay_in_float_in_some():
 def test_whole_residual_blocks_are_left_out_and_the_rest_rounded():
     effects = [effect("quantize", "a", 8, 0.1, 0.3)]
     found = {family.name: family for family in families(["quantize"], effects, "macs", blocks=9)}
-    assert found["residual blocks left out"].recipe(0.75) == (PruneNodes(drop_blocks=2),)
+    assert found["residual blocks left out"].recipe(0.5) == (PruneNodes(drop_blocks=2),)
     assert found["residual blocks left out"].recipe(0.975) == (PruneNodes(drop_blocks=1),)
-    assert found["residual blocks left out, int8"].recipe(0.5) == (PruneNodes(drop_blocks=4), Quantize())
+    assert found["residual blocks left out, int8"].recipe(0.1) == (PruneNodes(drop_blocks=7), Quantize())
     assert not any("blocks" in family.name for family in families(METHODS, effects, "macs"))
 
 
