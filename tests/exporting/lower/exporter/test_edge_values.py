@@ -75,11 +75,9 @@ OF_INTEGERS: Functions = {
     "i0e": lambda a, b: torch.special.i0e(b % 20),
     "erfcx": lambda a, b: torch.special.erfcx(b % 6),
     "gcd": torch.gcd,
-    "lcm": torch.lcm,
     "relu": lambda a, b: a.relu(),
 }
 OF_SHORT: Functions = {
-    "gcd": torch.gcd,
     "lcm": torch.lcm,
     "relu": lambda a, b: a.relu(),
     "neg": lambda a, b: -a,
