@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 
 import pytest
+import torch
+from torch import nn
 
 from nncompress.cli import session
+from nncompress.cli.app import run
+from nncompress.exporting import write
+from nncompress.ir import Model
 
 
 def test_session_comes_back(tmp_path, monkeypatch):
@@ -43,3 +48,13 @@ def test_artifact_of_an_impossible_name_is_gone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     session.write(session.Session(("x" * 5000 + ".pt2",)))
     assert session.read() is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_session_goes_on_from_its_model_in_float32(dtype, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    module = nn.Linear(4, 3).eval().to(dtype)
+    write(Model.from_module(module, (torch.randn(2, 4, dtype=dtype),)), "half.pt2")
+    assert run(["export", "half.pt2", "--precision", "float32", "-o", "float32.pt2"]) == 0
+    assert run(["prune", "float32.pt2", "--sparsity", "0.5", "-o", "pruned.pt2"]) == 0
+    assert "away from the original's" in capsys.readouterr().out
