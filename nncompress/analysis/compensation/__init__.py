@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from nncompress.analysis.compensation.sequential import Cut, Fitted, compensate, without_data
+from nncompress.analysis.compensation.cut import Cut, Fitted, without_data
+from nncompress.analysis.compensation.sequential import compensate
 
 __all__ = ["Cut", "Fitted", "compensate", "without_data"]

@@ -7,6 +7,7 @@ one: with fewer rows than inputs there are weights that fit all of them and are 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 
 import numpy as np
@@ -36,12 +37,24 @@ class _Sums:
         )
 
     def add(self, rows: Tensor, targets: Tensor) -> None:
-        rows, targets = (each - origin for each, origin in zip((rows, targets), self._origin, strict=True))
-        self.x += rows.sum(1, dtype=torch.float64)
-        self.t += targets.sum(1, dtype=torch.float64)
-        add_products(self.xx, rows)
-        self.tx += targets.transpose(1, 2) @ rows
+        shifted = rows - self._origin[0]
+        self.x += shifted.sum(1, dtype=torch.float64)
+        add_products(self.xx, shifted)
         self.count += rows.shape[1]
+        self.add_targets(shifted, targets)
+
+    def add_targets(self, shifted: Tensor, targets: Tensor) -> None:
+        """Of rows less their origin."""
+        targets = targets - self._origin[1]
+        self.t += targets.sum(1, dtype=torch.float64)
+        self.tx += targets.transpose(1, 2) @ shifted
+
+    def aim(self, examples: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """All rows again, with other targets."""
+        self.t.zero_()
+        self.tx.zero_()
+        for rows, targets in examples:
+            self.add_targets(rows - self._origin[0], targets)
 
     def join(self, other: _Sums) -> _Sums:
         """The sums of both, in `self`."""
@@ -101,6 +114,11 @@ class Regression:
         for sums, mine in ((self._fit, ~held), (self._held, held)):
             if mine.any():
                 sums.add(*((rows, targets) if mine.all() else (rows[:, mine], targets[:, mine])))
+
+    def aim(self, examples: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """All rows again, with other targets; products of rows stay."""
+        self._all.aim(examples)
+        del self._moments
 
     @cached_property
     def _all(self) -> _Sums:

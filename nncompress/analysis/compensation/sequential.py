@@ -17,7 +17,6 @@ that come out go into it, and cutting the zeros away changes nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -26,10 +25,12 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from nncompress.analysis.compensation.affine import Affine
+from nncompress.analysis.compensation.cut import Cut, Fitted, without_data
+from nncompress.analysis.compensation.fittable import why_not_fitted
+from nncompress.analysis.compensation.rectified import ROUNDS, as_good, rectified
 from nncompress.analysis.compensation.regression import Regression
 from nncompress.analysis.couplings import Couplings, ZeroedReference
 from nncompress.analysis.importance.choices import Indices
-from nncompress.analysis.importance.consumer_moments import LARGEST
 from nncompress.analysis.observe.budget import ByteBudget
 from nncompress.analysis.observe.enough import Rows
 from nncompress.analysis.observe.layerwise import LayerwiseRunner
@@ -40,12 +41,11 @@ from nncompress.analysis.observe.patches import (
     output_rows,
     samples_of,
 )
-from nncompress.analysis.observe.residual import Branch, sums_over_channels
+from nncompress.analysis.observe.residual import Branch
 from nncompress.analysis.observe.walk import Env
 from nncompress.ir import Model
 from nncompress.ir.graph.inputs import count_samples
-from nncompress.ir.layers.geometry import geometry
-from nncompress.ir.layers.weights import Layer, layers, readers
+from nncompress.ir.layers.weights import Layer, layers
 from nncompress.progress import Progress
 
 POSITIONS = 64  # of a layer, drawn per sample
@@ -53,71 +53,6 @@ POSITIONS = 64  # of a layer, drawn per sample
 # The nearest weight [out, in] of the form that is wanted, from the weight, the second moments [in, in] of
 # what it reads, and which of the layer's outputs its rows are.
 Projection = Callable[[Tensor, Tensor, Indices], Tensor]
-
-
-@dataclass(frozen=True)
-class Cut:
-    """What is to be removed.
-
-    Attributes:
-        units: group -> units.
-        reads, writes: layer -> channels that it no longer reads, or writes.
-        branches: the residual branches that are left out.
-    """
-
-    units: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    reads: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    writes: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    branches: Sequence[Branch] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.units or self.reads or self.writes or self.branches)
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """The weights that the cut asks for, at the size before.
-
-    Attributes:
-        weights: stored tensor -> its new value.
-        constants: per branch that is left out, `[channels]` to add in its place; None for nothing.
-        layers: of the layers that were fitted, from how many rows.
-        left: layer -> why it was not, though what it reads has changed.
-    """
-
-    weights: dict[str, Tensor]
-    constants: list[Tensor | None]
-    layers: Sequence[Rows] = ()
-    left: Mapping[str, str] = field(default_factory=dict)
-
-
-def without_data(model: Model, cut: Cut) -> Fitted:
-    """Nothing compensates: what is not read counts zero, and what is not written is zero."""
-    weights: dict[str, Tensor] = {}
-    for layer in layers(model):
-        if layer.name in cut.reads:
-            value = weights.get(layer.weight.name, layer.weight.value()).clone()
-            _zero(value, layer.roles.inputs, cut.reads[layer.name])
-            weights[layer.weight.name] = value
-        if layer.name in cut.writes:
-            affine = Affine(model, layer)
-            for name in _written(affine):
-                value = weights.get(name, model.tensor(name).detach()).clone()
-                dim = layer.roles.outputs if name == layer.weight.name else 0
-                _zero(value, dim, cut.writes[layer.name])
-                weights[name] = value
-    return Fitted(weights, [None] * len(cut.branches))
-
-
-def _written(affine: Affine) -> list[str]:
-    bias = affine.layer.bias
-    if affine.norm is not None:
-        return [affine.layer.weight.name, affine.norm.weight, affine.norm.bias]
-    return [affine.layer.weight.name, *([bias.name] if bias else [])]
-
-
-def _zero(value: Tensor, dim: int, indices: Sequence[int]) -> None:
-    value.index_fill_(dim, torch.tensor(list(indices), dtype=torch.long), 0)
 
 
 def compensate(
@@ -128,6 +63,7 @@ def compensate(
     batches: Sequence[tuple[Tensor, ...]],
     *,
     projections: Mapping[str, Projection] | None = None,
+    behind_relu: bool = False,
     seed: int = 0,
     ridge: float | None = None,
     budget: ByteBudget | None = None,
@@ -139,6 +75,7 @@ def compensate(
         branches: the residual branches of `model`: their last layers fit the sums.
         batches: calibration inputs.
         projections: layer (ungrouped) -> how its weight becomes of low rank.
+        behind_relu: what only ReLUs read is fitted to what is left of it behind them.
         ridge: pull towards the weights before, relative to the mean second moment of a layer's input;
             None: in each layer what is best on samples held out.
         budget: what activations that are kept may take; the rest is computed again, to the same result.
@@ -150,6 +87,7 @@ def compensate(
         branches,
         batches,
         projections or {},
+        behind_relu,
         seed,
         ridge,
         budget or ByteBudget(),
@@ -166,13 +104,14 @@ class _Walk:
         branches: Sequence[Branch],
         batches: Sequence[tuple[Tensor, ...]],
         projections: Mapping[str, Projection],
+        behind_relu: bool,
         seed: int,
         ridge: float | None,
         budget: ByteBudget,
         progress: Progress,
     ) -> None:
         self._model, self._cut, self._ridge, self._progress = model, cut, ridge, progress
-        self._projections = projections
+        self._projections, self._behind_relu = projections, behind_relu
         self._survivors = couplings.survivors(cut.units)
         self._original = LayerwiseRunner(model, batches, budget)
         self._now = LayerwiseRunner(ZeroedReference(couplings, cut.units), batches, budget)
@@ -245,21 +184,23 @@ class _Walk:
     # -- one layer -----------------------------------------------------------------------------------------
 
     def _fit(self, affine: Affine) -> None:
-        layer = affine.layer
-        regression = Regression(centred=affine.intercept)
-        seen = 0
-        for (read, target), samples in zip(self._examples(affine), self._samples, strict=True):
-            positions = draw_positions(layer, target, POSITIONS * samples, self._generator)
-            rows = filter_rows(layer, read, positions)
-            numbers = seen + samples_of(layer, target, samples, positions)
-            regression.add(rows, output_rows(layer, target, positions), numbers)
+        layer, start = affine.layer, affine.matrix()
+        rounds = ROUNDS if self._behind_relu and affine.intercept and rectified(self._followed(affine)) else 0
+        regression, drawn, seen = Regression(centred=affine.intercept), [], 0
+        examples = self._examples(affine, last=not rounds)
+        for (read, wanted, beside), samples in zip(examples, self._samples, strict=True):
+            drawn.append(draw_positions(layer, wanted, POSITIONS * samples, self._generator))
+            rows = filter_rows(layer, read, drawn[-1])
+            numbers = seen + samples_of(layer, wanted, samples, drawn[-1])
+            regression.add(rows, output_rows(layer, wanted - beside, drawn[-1]), numbers)
             seen += samples
-        start = affine.matrix().reshape(layer.groups, -1, rows.shape[2])
         columns = self._columns(layer, rows.shape[2])
-        matrix, offset = regression.solve(start, columns, ridge=self._ridge)
-        if layer.name in self._projections:
-            matrix = self._projected(affine, matrix, columns, regression)
-            offset = regression.offset(matrix)
+        matrix, offset = self._solved(affine, start, columns, regression)
+        means = regression.target_mean.flatten()
+        for left in reversed(range(rounds)):
+            assert offset is not None
+            regression.aim(self._as_good(affine, drawn, matrix, offset, last=not left))
+            matrix, offset = self._solved(affine, start, columns, regression)
         self._rows.append(Rows(layer.name, regression.count, len(columns), seen))
         gone = list(self._cut.writes.get(layer.name, ()))
         flat = matrix.reshape(-1, matrix.shape[2])
@@ -267,11 +208,34 @@ class _Walk:
         shift = None
         if offset is not None:
             shift = offset.flatten()
-            shift[gone] = regression.target_mean.flatten()[gone]
+            shift[gone] = means[gone]
         self._now.weights = {
             **self._now.weights,
             **affine.stored(flat, shift, regression.mean, regression.second),
         }
+
+    def _solved(
+        self, affine: Affine, start: Tensor, columns: Indices, regression: Regression
+    ) -> tuple[Tensor, Tensor | None]:
+        """W [groups, out, in], of the form that is wanted, and b; with the pull that was found at first."""
+        ridge = self._ridge if regression.ridge is None else regression.ridge
+        start = start.reshape(affine.layer.groups, -1, start.shape[1])
+        matrix, offset = regression.solve(start, columns, ridge=ridge)
+        if affine.layer.name in self._projections:
+            matrix = self._projected(affine, matrix, columns, regression)
+            offset = regression.offset(matrix)
+        return matrix, offset
+
+    def _as_good(
+        self, affine: Affine, drawn: Sequence[Tensor | None], matrix: Tensor, offset: Tensor, *, last: bool
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The rows as they were drawn, and the nearest targets that are as good behind a ReLU."""
+        layer = affine.layer
+        for (read, wanted, beside), positions in zip(self._examples(affine, last=last), drawn, strict=True):
+            rows = filter_rows(layer, read, positions)
+            found = rows @ matrix.mT.to(rows.dtype) + offset[:, None].to(rows.dtype)
+            added = output_rows(layer, beside.expand_as(wanted), positions)
+            yield rows, as_good(output_rows(layer, wanted, positions), found + added) - added
 
     def _projected(self, affine: Affine, matrix: Tensor, columns: Indices, regression: Regression) -> Tensor:
         """The weight [1, out, in] of the wanted form that is nearest to the solution, among what stays."""
@@ -289,18 +253,27 @@ class _Walk:
         near[0][np.ix_(rows, columns)] = scale * found
         return near
 
-    def _examples(self, affine: Affine) -> Iterator[tuple[Tensor, Tensor]]:
-        """Per batch: what the layer reads now, and what it (with its norm) ought to give."""
-        data, end = affine.layer.data, affine.end
+    def _followed(self, affine: Affine) -> fx.Node:
+        """Whose value the layer is fitted to: its own, or the sum that it is the last to contribute to."""
         branch = self._sums.get(affine.layer.node)
-        done = [end] + ([branch.add] if branch else [])
-        if branch is not None and branch.value is end and self._ready(branch.shortcut):
-            now, wanted = self._now.values(data, branch.shortcut), self._original.values(branch.add)
-            self._original.release(done)
-            return ((read, y - x) for (read, x), (y,) in zip(now, wanted, strict=True))
-        now, wanted = self._now.values(data), self._original.values(end)
-        self._original.release(done)
-        return ((read, y) for (read,), (y,) in zip(now, wanted, strict=True))
+        summed = branch is not None and branch.value is affine.end and self._ready(branch.shortcut)
+        return branch.add if branch is not None and summed else affine.end
+
+    def _examples(self, affine: Affine, *, last: bool) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Per batch: what the layer reads now, what is wanted, and what is there without the layer (with its
+        norm).
+
+        Args:
+            last: nobody asks for them again.
+        """
+        data, end = affine.layer.data, affine.end
+        branch, followed = self._sums.get(affine.layer.node), self._followed(affine)
+        beside = [branch.shortcut] if branch is not None and followed is branch.add else []
+        now, wanted = self._now.values(data, *beside), self._original.values(followed)
+        if last:
+            self._original.release([end] + ([branch.add] if branch else []))
+        for (read, *there), (value,) in zip(now, wanted, strict=True):
+            yield read, value, there[0] if there else value.new_zeros(())
 
     def _ready(self, node: fx.Node) -> bool:
         """The node's value does not wait for a layer that is still to be fitted."""
@@ -331,26 +304,3 @@ class _Walk:
 
 def _shifted(source: fx.Node, constant: Tensor, env: Env) -> Tensor:
     return env[source] + constant
-
-
-def why_not_fitted(model: Model, layer: Layer) -> str | None:
-    """What keeps a layer as it is, or None: it is linear in rows of its input, its weight is its own, and it
-    has few enough columns."""
-    weight = layer.weight.value()
-    convolution = layer.roles.groups is not None
-    if layer.weight.quantized or not weight.is_floating_point():
-        return "its weight is quantized"
-    if layer.kind in ("embedding", "matmul") or (layer.kind == "addmm" and layer.node.kwargs):
-        return f"least squares are not written for {layer.kind}"
-    if weight.dim() < 2 or (not convolution and not sums_over_channels(layer)):
-        return "it is no matrix product"
-    if convolution and geometry(layer) is None:
-        return "its padding is uneven"
-    for each in (layer.weight, layer.bias):
-        if each is not None and sum(len(n.users) for n in readers(model, each.name)) > 1:
-            return f"{each.name} serves several layers, whose inputs depend on it: no closed form"
-    if layer.bias is not None and not layer.bias.finite:
-        return f"{layer.bias.name} holds infinite values"
-    if layer.matrix(weight).shape[1] > LARGEST:
-        return f"more than {LARGEST} weights per output"
-    return None

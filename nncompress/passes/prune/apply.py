@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nncompress.analysis.compensation.sequential import why_not_fitted
+from nncompress.analysis.compensation.fittable import why_not_fitted
 from nncompress.analysis.observe.enough import too_few
 from nncompress.analysis.observe.seen_inputs import SeenInputs
 from nncompress.analysis.rounding.sparsegpt import largest, pruned

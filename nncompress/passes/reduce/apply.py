@@ -108,6 +108,7 @@ def apply(options: Reduce, model: Model, context: Context) -> list[Change]:
         branches,
         batches,
         projections=_projections(plan.factors, found),
+        behind_relu=True,
         seed=context.seed,
         progress=context.progress,
     )

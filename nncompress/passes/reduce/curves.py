@@ -16,7 +16,7 @@ from functools import partial
 
 from torch import Tensor
 
-from nncompress.analysis.compensation.sequential import why_not_fitted
+from nncompress.analysis.compensation.fittable import why_not_fitted
 from nncompress.analysis.curvature.autograd import gradient_batch_size
 from nncompress.analysis.curvature.metric import Metric
 from nncompress.analysis.curvature.sensitivity import output_gradients

@@ -72,3 +72,14 @@ def test_records_held_out_are_fitted_to_in_the_end():
     expected = torch.linalg.lstsq(design, t.double()).solution.T
     torch.testing.assert_close(weight, expected[:, :-1], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(offset, expected[:, -1], rtol=1e-3, atol=1e-4)
+
+
+def test_the_same_records_can_have_other_targets():
+    x, t, *_, start = problem(300, 1.0, 5)
+    _, _, regression = solved(x, t, start)
+    other = 3 - t.abs()
+    regression.aim((x[None, part], other[None, part]) for part in torch.arange(300).split(40))
+    weight, offset = regression.solve(start[None].double(), ridge=1e-2)
+    expected = solved(x, other, start, ridge=1e-2)
+    assert offset is not None
+    torch.testing.assert_close((weight[0], offset[0]), expected[:2], rtol=1e-4, atol=1e-5)

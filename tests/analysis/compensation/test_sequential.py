@@ -8,8 +8,9 @@ from networks import NETWORKS, inputs, model, network
 from torch import nn
 from torch.nn import functional as F
 
-from nncompress.analysis.compensation import Cut, compensate, without_data
+from nncompress.analysis.compensation import Cut, compensate, sequential, without_data
 from nncompress.analysis.compensation.affine import Affine
+from nncompress.analysis.compensation.rectified import rectified
 from nncompress.analysis.couplings import ZeroedReference, find_couplings
 from nncompress.analysis.observe.budget import ByteBudget
 from nncompress.analysis.observe.layerwise import LayerwiseRunner
@@ -75,6 +76,66 @@ def test_each_layer_fits_the_original_from_what_it_now_reads():
     assert (full.tensor("b.weight")[:, [1, 4, 5]] == 0).all()
     got = h2.float() @ full.tensor("c.weight").T + full.tensor("c.bias")
     torch.testing.assert_close(got.double(), h2 @ w3.T + b3, rtol=1e-3, atol=1e-3)
+
+
+def test_in_front_of_a_relu_the_fit_is_the_best_behind_it(monkeypatch):
+    """Against gradient descent: the distance where the original fires, what is above zero elsewhere."""
+    monkeypatch.setattr(sequential, "ROUNDS", 300)
+    module, each, x = perceptron()
+    full, _ = fitted(each, Cut({"a": [1, 4, 5]}), x, ridge=1e-9, behind_relu=True)
+    with torch.no_grad():
+        h = F.relu(module.a(x))
+        wanted = module.b(h).double()
+        h[:, [1, 4, 5]] = 0
+
+    def error(weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        now = h.double() @ weight.double().T + bias.double()
+        return torch.where(wanted > 0, now - wanted, now.clamp(min=0)).square().sum()
+
+    best = [t.detach().double().requires_grad_() for t in (module.b.weight, module.b.bias)]
+    descent = torch.optim.LBFGS(best, max_iter=500, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        descent.zero_grad()
+        value = error(*best)
+        value.backward()
+        return value
+
+    descent.step(closure)
+    found = error(full.tensor("b.weight"), full.tensor("b.bias"))
+    plain, _ = fitted(each, Cut({"a": [1, 4, 5]}), x, ridge=1e-9)
+    assert found < 0.9 * error(plain.tensor("b.weight"), plain.tensor("b.bias"))
+    torch.testing.assert_close(found, error(*best), rtol=0.01, atol=0, check_dtype=False)
+
+
+def test_a_sum_in_front_of_a_relu_is_fitted_to_what_is_left_behind_it():
+    each = model("residual")
+    x = inputs("residual", 256, seed=4)[0]
+    cut = Cut({"stem": [1, 2], "conv1": [0, 3, 5]})
+    couplings, errors = find_couplings(each), []
+    (branch,) = find_branches(each)
+    assert rectified(branch.add)
+    wanted = value_of(LayerwiseRunner(each, [(x,)]), branch.add).relu()
+    for behind_relu in (False, True):
+        _, found = fitted(each, cut, x, behind_relu=behind_relu)
+        side = LayerwiseRunner(ZeroedReference(couplings, cut.units), [(x,)])
+        side.weights.update(found.weights)
+        errors.append(float((value_of(side, branch.add).relu() - wanted).square().sum()))
+    assert errors[1] < errors[0]
+
+
+def test_what_something_else_reads_is_not_only_for_a_relu():
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            y, z = self.a(x), self.b(x)
+            return F.relu(y), F.relu(z) + z
+
+    each = Model.from_module(Both(), (torch.randn(2, 4),))
+    assert [rectified(layer.node) for layer in layers(each)] == [True, False]
 
 
 def test_a_twin_is_made_up_for_exactly():
