@@ -2,7 +2,8 @@
 
 A step removes nodes of a group or lowers a layer's rank. What it saves depends on the others: a rank
 multiplies with the nodes that the layer still reads and writes, a node with the ranks of its layers. So after
-every step the savings of those that it touches are counted anew. What is lost is taken to add up.
+every step the savings of those that it touches are counted anew. What is lost is taken to add up, each loss
+as a power of its estimate: that is made near the original, and leaves out the more the larger it is.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from nncompress.errors import UsageError
 from nncompress.options import LossWeights
 from nncompress.passes.reduce.curves import Curve
 
+GROWTH = 1.4  # the power; chosen for ResNet-20 and -56 on training images that were held out
 AHEAD = (*range(8), *range(8, 32, 4), *range(32, 256, 32))  # how far a group's next step looks
 
 
@@ -89,14 +91,18 @@ class _Layer:
         """By its factors, at a width."""
         return self.cost(None, gone) - self.cost(self.now, gone) if self.now else 0.0
 
+    def lost(self, candidate: Candidate | None) -> float:
+        """As it counts."""
+        return self.weight * max(candidate.error, 0.0) ** GROWTH if candidate else 0.0
+
     def step(self, gone: Mapping[str, int]) -> tuple[float, Candidate | None]:
         """The lower rank with the least loss per cost saved, and that ratio."""
-        cost, error = self.cost(self.now, gone), self.now.error if self.now else 0.0
+        cost, lost = self.cost(self.now, gone), self.lost(self.now)
         best: tuple[float, Candidate | None] = (inf, None)
         for candidate in self.curve.candidates:
             saved = cost - self.cost(candidate, gone)
-            if saved > 0 and candidate.error >= error:
-                ratio = self.weight * (candidate.error - error) / saved
+            if saved > 0 and self.lost(candidate) >= lost:
+                ratio = (self.lost(candidate) - lost) / saved
                 if ratio < best[0]:
                     best = ratio, candidate
         return best
@@ -191,7 +197,7 @@ class Budget:
             cost = layer.cost(layer.now, self._gone)
             for candidate in (None, *layer.curve.candidates):
                 added = layer.cost(candidate, self._gone) - cost
-                gain = layer.weight * (layer.now.error - (candidate.error if candidate else 0.0))
+                gain = layer.lost(layer.now) - layer.lost(candidate)
                 if added <= room and gain > 0:
                     yield gain / max(added, 1e-9), partial(setattr, layer, "now", candidate)
 
@@ -218,7 +224,7 @@ class Budget:
 
     def _lost(self, name: str, count: int) -> float:
         """What is lost more with so many nodes of a group left."""
-        size, loss = self._choices[name].size, self._rankings[name].loss
+        size, loss = self._choices[name].size, self._rankings[name].loss ** GROWTH
         return self._weights[name] * float(loss[size - count] - loss[size - self._kept[name]])
 
     def _saving(self, name: str, count: int) -> float:
