@@ -14,7 +14,7 @@ from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.ir.graph.verify import Distances
 from nncompress.passes import Context, Factorize, Pass, PruneNodes, Reduce
-from nncompress.passes.reduce.plan import Budget
+from nncompress.passes.reduce.plan import Budget, _Layer
 
 
 def samples(count: int, seed: int) -> Tensor:
@@ -78,6 +78,20 @@ def test_what_the_plan_counts_is_what_is_left(monkeypatch):
     assert plans[0].removed
     assert plans[0].factors
     assert plans[0].cost == pytest.approx(cost(small).macs)
+
+
+def test_a_large_loss_counts_more_than_two_of_half_its_size(monkeypatch):
+    """Estimates are made near the original: the larger a loss is, the more they leave out."""
+    counted = []
+    lost = _Layer.lost
+    monkeypatch.setattr(
+        _Layer, "lost", lambda layer, c: counted.append((c, lost(layer, c))) or counted[-1][1]
+    )
+    run(redundant(), Reduce(macs=0.4))
+    found = {c.error: loss for c, loss in counted if c is not None and c.error > 1e-6}
+    small, large = min(found), max(found)
+    assert large > 2 * small
+    assert found[large] / found[small] == pytest.approx((large / small) ** 1.4)
 
 
 @pytest.mark.parametrize("name", ["depthwise", "transposed", "tied"])
