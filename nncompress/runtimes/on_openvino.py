@@ -46,6 +46,7 @@ DTYPES = {
 }
 WEIGHTS = "nncompress.weights"  # property of an `.xml` of ours: sha256 of its `.bin`
 SATURATING = "nncompress.saturating"  # and how many weights could overflow without VNNI
+_ELSEWHERE = "a plain .onnx, which ONNX Runtime runs; or another op in the model"
 NO_LAYERS = ("Const", "Input", "Output", "Parameter", "Result")
 # layer types of the compiled graph that do the heavy work
 HEAVY = {
@@ -209,7 +210,11 @@ class OpenVinoRunner(Runner):
                 model.reshape({port: list(shape) for port, shape in zip(model.inputs, shapes)})
                 self._compiled[key] = core().compile_model(model, "CPU", settings)
             except Exception as problem:
-                raise _explained(self._path, problem) from problem
+                raise UnsupportedError(
+                    f"OpenVINO reads {self._path} and does not run it",
+                    got=_message(problem),
+                    remedy=_ELSEWHERE,
+                ) from problem
         return self._compiled[key]
 
     def _bind(self, inputs: tuple[Array, ...]) -> Call:
@@ -329,7 +334,7 @@ def _explained(path: Path, problem: Exception) -> Exception:
         return UnsupportedError(
             f"{path} uses an operator that OpenVINO does not run",
             got=message.removeprefix("-- "),
-            remedy="a plain .onnx, which ONNX Runtime runs; or another op in the model",
+            remedy=_ELSEWHERE,
         )
     return ModelFileError(
         f"{path} is not a model that OpenVINO reads", got=message, expected="an .onnx or .xml file"

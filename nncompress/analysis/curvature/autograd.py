@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from nncompress.analysis.observe.budget import BUDGET
 from nncompress.errors import UnsupportedError, UsageError
+from nncompress.ir.formats.precision import MAKE_FLOAT32
 from nncompress.ir.graph.inputs import BATCH
 from nncompress.ir.graph.model import Model
 from nncompress.ir.graph.shapes import Shapes
@@ -141,6 +142,6 @@ def finite(gradient: Tensor, where: str) -> Tensor:
     if not gradient.isfinite().all():
         raise UnsupportedError(
             f"the gradient at {where} is not finite in {str(gradient.dtype).removeprefix('torch.')}",
-            remedy="use data whose outputs are finite; make a model of 16 bits float32 (module.float())",
+            remedy=f"use data whose outputs are finite; of a model of 16 bits: {MAKE_FLOAT32}",
         )
     return gradient

@@ -45,7 +45,9 @@ def export(
     ] = "packed",
     precision: Annotated[
         Literal["float32"] | None,
-        typer.Option(help="make a float16 or bfloat16 model one of float32: weights, inputs and outputs"),
+        typer.Option(
+            help="make a model in float16, bfloat16 or float64 one in float32: weights, inputs and outputs"
+        ),
     ] = None,
     target: options.TargetOption = None,
     no_samples: options.NoSamples = False,

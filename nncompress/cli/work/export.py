@@ -10,7 +10,7 @@ from nncompress.cli.console import print_json, progress, say, show
 from nncompress.cli.output_format import suffix_for
 from nncompress.cli.work import model_files
 from nncompress.exporting import write
-from nncompress.ir.formats.precision import convert, has_halves
+from nncompress.ir.formats.precision import convert, has_other_floats
 from nncompress.ir.formats.samples import without_samples
 from nncompress.report import tables
 from nncompress.results import SCHEMA
@@ -29,10 +29,10 @@ def export(
 ) -> None:
     """See the options of the command."""
     opened = model_files.open_model(model, **loading)
-    if precision is not None and has_halves(opened.model):
+    if precision is not None and has_other_floats(opened.model):
         convert(opened.model, precision)
     elif precision is not None:
-        say(f"{opened.path} has nothing of 16 bits: it is written as it is")
+        say(f"{opened.path} has no floats but float32: it is written as it is")
     if no_samples:
         opened.model.inputs = without_samples(opened.model.inputs)
     reads = model_files.read_by(opened, loading["data"], loading["arch"])

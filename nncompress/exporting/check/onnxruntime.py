@@ -21,9 +21,12 @@ from nncompress.exporting.check.compare import Comparison
 from nncompress.exporting.check.discrete_choices import Probe, compare_choices, find_choices
 from nncompress.exporting.lower.onnxruntime.state_io import State
 from nncompress.ir import Model
+from nncompress.ir.formats.precision import MAKE_FLOAT32
 from nncompress.ir.formats.samples import verification_inputs
 from nncompress.ir.graph.ops import op_name
 from nncompress.ir.graph.places import place
+
+_IN_FLOAT32 = f"keep it as .pt2; or, of a model in other floats: {MAKE_FLOAT32}"
 
 
 def compare(
@@ -189,10 +192,8 @@ def open_session(path: Path, save_to: Path | None = None, *, optimised: bool = T
             else f"ONNX Runtime on this machine cannot run the op {op.group(1)} of this model{place}"
             if op
             else "ONNX Runtime cannot load the exported model",
-            got=text.splitlines()[0][:300],
-            remedy="convert the model to float32 first (module.float()), or keep it as .pt2"
-            if missing
-            else "keep it as .pt2, or replace the op in the model",
+            got=text.replace(f"Load model from {path}", "the load").splitlines()[0][:300],
+            remedy=_IN_FLOAT32 if missing else "keep it as .pt2, or replace the op in the model",
         ) from error
 
 
@@ -210,6 +211,6 @@ def run(session: Any, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         raise UnsupportedError(
             "ONNX Runtime loads the exported model and then cannot run it",
             got=str(error).splitlines()[0][:300],
-            remedy="keep it as .pt2",
+            remedy=_IN_FLOAT32,
         ) from error
     return [torch.from_numpy(np.array(array)) for array in results]

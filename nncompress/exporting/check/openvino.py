@@ -6,7 +6,8 @@ OpenVINO runs it by itself, which is in bfloat16 on a processor that can.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +15,12 @@ import torch
 from torch import Tensor
 
 from nncompress.analysis.distance.precision import precision_of
-from nncompress.errors import VerificationError
+from nncompress.errors import DataError, ModelFileError, UnsupportedError, VerificationError
 from nncompress.exporting.check import compare as verify
 from nncompress.exporting.check.compare import Comparison
 from nncompress.extras import version
 from nncompress.ir import Model
+from nncompress.ir.formats.precision import MAKE_FLOAT32, has_other_floats
 from nncompress.ir.formats.samples import verification_inputs
 from nncompress.runtimes.on_openvino import HEAVY, OpenVinoRunner, by_itself, summary
 
@@ -41,19 +43,19 @@ def compare(model: Model, path: Path, *, source: Path | None = None, integers: b
     quantized = own in ("int8", "int4")
     found, told, as_written = None, "", None
     if quantized:
-        as_written = _run(path, "float32", integers=False)
+        as_written = _run(model, path, "float32", integers=False)
         found = verify.compare(
             model,
             as_written,
             f"{runtime} in floats",
             precision=f"{own} as written",
             proof=lambda: verify.differs_without_rounding(
-                model, source or path, lambda file: _run(file, "float32", integers=False)
+                model, source or path, lambda file: _run(model, file, "float32", integers=False)
             ),
         )
         told = found.rounding
     if found is None or integers:
-        found = verify.compare(model, _run(path, "float32"), runtime, proven=as_written)
+        found = verify.compare(model, _run(model, path, "float32"), runtime, proven=as_written)
         found = replace(found, rounding=found.rounding or told)
     floats = by_itself()
     if floats != "float32" and integers:
@@ -61,7 +63,7 @@ def compare(model: Model, path: Path, *, source: Path | None = None, integers: b
         try:
             verify.compare(
                 model,
-                _run(path, None),
+                _run(model, path, None),
                 f"{runtime} as it comes",
                 precision=precision,
                 proven=as_written,
@@ -82,14 +84,40 @@ def coverage(model: Model, path: Path) -> str:
     "19 of 21 in int8, 2 in bfloat16 (stem, head)".
     """
     low, _ = model.dynamic.get("batch", (1, None))
-    layers = OpenVinoRunner(path, 1).layers(*verification_inputs(model, batch=max(low, 1)))
+    with refusing(model, path):
+        layers = OpenVinoRunner(path, 1).layers(*verification_inputs(model, batch=max(low, 1)))
     left = [each.name.partition("/")[0] for each in layers if each.kind in HEAVY and each.precision != "int8"]
     named = ", ".join(left[:NAMED]) + (", …" if left[NAMED:] else "")
     return f"{summary(layers)} in OpenVINO" + (f" ({named})" if left else "")
 
 
+@contextmanager
+def refusing(model: Model, path: Path) -> Iterator[None]:
+    """Within, what OpenVINO does not take of a file of ours is told of the model: the file will be gone.
+
+    Raises:
+        UnsupportedError: it does not read it, or does not run it on inputs that the model takes.
+    """
+    try:
+        yield
+    except (DataError, ModelFileError, UnsupportedError) as error:
+        raise UnsupportedError(
+            error.what.replace(str(path), path.name),
+            got=error.got.replace(str(path), path.name),
+            remedy=MAKE_FLOAT32
+            if has_other_floats(model)
+            else error.remedy or "a plain .onnx, and report it",
+        ) from error
+
+
 def _run(
-    path: Path, precision: str | None, *, integers: bool = True
+    model: Model, path: Path, precision: str | None, *, integers: bool = True
 ) -> Callable[[tuple[Tensor, ...]], list[Tensor]]:
-    runner = OpenVinoRunner(path, 1, precision, integers=integers)
-    return lambda inputs: [torch.from_numpy(output) for output in runner.run(*inputs)]
+    with refusing(model, path):
+        runner = OpenVinoRunner(path, 1, precision, integers=integers)
+
+    def run(inputs: tuple[Tensor, ...]) -> list[Tensor]:
+        with refusing(model, path):
+            return [torch.from_numpy(output) for output in runner.run(*inputs)]
+
+    return run

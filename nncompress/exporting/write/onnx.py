@@ -44,6 +44,7 @@ from nncompress.files.atomic import replacing
 from nncompress.ir import Model
 from nncompress.ir.formats.groups import stored_by_groups
 from nncompress.ir.formats.lookup import pack
+from nncompress.ir.formats.precision import MAKE_FLOAT32
 from nncompress.ir.formats.qdq import MIDDLE, QParams, is_dynamic, make_signed
 from nncompress.ir.formats.samples import verification_inputs
 from nncompress.ir.graph.ops import op_name
@@ -320,7 +321,7 @@ def _refuse_types(model: Model) -> None:
     if where is not None:
         raise UnsupportedError(
             f"ONNX Runtime's CPU kernels do not compute in bfloat16, so no export could be checked: {where}",
-            remedy="nncompress export MODEL --precision float32 -o float32.pt2, and go on with that",
+            remedy=MAKE_FLOAT32,
         )
     where = next((name for name, dtype in (given | taken).items() if dtype.is_complex), None)
     if where is not None:

@@ -26,6 +26,7 @@ from nncompress.exporting.report import ExportReport
 from nncompress.extras import broken, need, version
 from nncompress.files.atomic import replacing
 from nncompress.ir import Model
+from nncompress.ir.formats.precision import MAKE_FLOAT32
 from nncompress.runtimes.on_executorch import RECORD
 from nncompress.runtimes.silence import silent
 from nncompress.runtimes.worker import run_apart
@@ -77,7 +78,7 @@ def _refuse_types(model: Model) -> None:
     if where is not None:
         raise UnsupportedError(
             f"a .pte that takes bfloat16 cannot be given its inputs to be checked: input {where}",
-            remedy="nncompress export MODEL --precision float32 -o float32.pt2, and go on with that",
+            remedy=MAKE_FLOAT32,
         )
 
 

@@ -57,7 +57,8 @@ def write_xml(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
         with silent():
             import openvino
 
-            graph = read_graph(onnx, Path(path))
+            with check.refusing(model, Path(path)):
+                graph = read_graph(onnx, Path(path))
             kept = record(TARGETS["openvino"], {}) | {SATURATING: str(overflow)}
             for key, text in kept.items():
                 graph.set_rt_info(text, ["framework", key])

@@ -2,8 +2,8 @@
 
 float16 holds nothing beyond 65504. Stored values beyond it are refused; constants in the graph (the −1e9 of a
 mask, say) become its ends, which do there what they did. bfloat16 has the range of float32. Floats that the
-graph makes of none (positions, shares of counts) are cast where they are made. Made float32 again, a model
-computes more exactly, with the weights that it has.
+graph makes of none (positions, shares of counts) are cast where they are made. Made float32 again, a model of
+halves computes more exactly, with the weights that it has; one of float64 is rounded.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from nncompress.ir.graph.ops import op_name
 
 _CAST = torch.ops.aten.to.dtype
 PRECISIONS = ("float32", "float16", "bfloat16")
+OTHER_FLOATS = (torch.float16, torch.bfloat16, torch.float64)  # what is made float32 where that is asked for
+MAKE_FLOAT32 = "nncompress export MODEL --precision float32 -o float32.pt2, and go on with that"
 
 
 def in_precision(model: Model, precision: str) -> Model:
@@ -44,7 +46,7 @@ def convert(model: Model, precision: str, *, float32_ends: bool = False) -> list
     """Convert a model in place; returns (tensor name, number of values) of every converted tensor.
 
     Args:
-        precision: "float16" or "bfloat16", for what is float32; or "float32", for what is one of these.
+        precision: "float16" or "bfloat16", for what is float32; or "float32", for what is `OTHER_FLOATS`.
         float32_ends: inputs and outputs stay float32, cast where they come in and go out, so that data and
             callers need not know.
 
@@ -57,7 +59,7 @@ def convert(model: Model, precision: str, *, float32_ends: bool = False) -> list
             f"a quantized model has no {precision} form", remedy="convert the model before it is quantized"
         )
     dtype: torch.dtype = getattr(torch, precision)
-    others = (torch.float16, torch.bfloat16) if dtype == torch.float32 else (torch.float32,)
+    others = OTHER_FLOATS if dtype == torch.float32 else (torch.float32,)
     largest = torch.finfo(dtype).max
     outside = [_is_of(v, (torch.float32,)) for v in model.graph.output_node().args[0]]  # type: ignore[union-attr]
     converted = _convert_tensors(model, others, dtype, largest)
@@ -98,11 +100,10 @@ def computed_in_float32(model: Model) -> list[fx.Node]:
     return list(dict.fromkeys(found))
 
 
-def has_halves(model: Model) -> bool:
-    """Something of it is float16 or bfloat16: weights, inputs, or what it computes."""
-    halves = (torch.float16, torch.bfloat16)
-    stored = any(model.tensor(name).dtype in halves for name in model.state_dict())
-    return stored or any(_is_of(node, halves) for node in model.graph.nodes)
+def has_other_floats(model: Model) -> bool:
+    """Something of it is of `OTHER_FLOATS`: weights, inputs, or what it computes."""
+    stored = any(model.tensor(name).dtype in OTHER_FLOATS for name in model.state_dict())
+    return stored or any(_is_of(node, OTHER_FLOATS) for node in model.graph.nodes)
 
 
 def is_quantized(model: Model) -> bool:

@@ -22,7 +22,7 @@ from nncompress.errors import UnsupportedError, UsageError, VerificationError
 from nncompress.ir import Model
 from nncompress.ir.edit.fold import fold_batch_norms, foldable_norms, folded_weight, norm_names
 from nncompress.ir.factors import products
-from nncompress.ir.formats.precision import computed_in_float32, convert
+from nncompress.ir.formats.precision import MAKE_FLOAT32, computed_in_float32, convert
 from nncompress.ir.formats.qdq import is_dequantized
 from nncompress.ir.formats.samples import said_of, with_samples, without_samples
 from nncompress.ir.graph.places import layer_name, place
@@ -122,7 +122,7 @@ def _refuse_other_dtypes(weights: Sequence[Weight], taken: str) -> None:
         raise UnsupportedError(
             f"quantize works on float32, and {others[0]} is {dtypes[others[0]]}",
             got=f"{len(others)} of {len(dtypes)} layers of other dtypes",
-            remedy="quantize the float32 model (module.float() before it is saved)"
+            remedy=MAKE_FLOAT32
             + (f", or leave them as they are: {keep}" if len(others) < len(dtypes) else ""),
         )
 

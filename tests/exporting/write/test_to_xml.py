@@ -219,6 +219,40 @@ def test_an_op_that_openvino_lacks_is_named(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+class Doubles(nn.Module):
+    """Float64, which OpenVINO computes in some ops."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(8, 4).double(), nn.Linear(4, 2).double()
+
+    def forward(self, x):
+        return self.head(torch.relu(self.first(x)))
+
+
+def test_float64_that_it_does_not_run_is_refused_by_name_with_a_remedy_that_works(
+    tmp_path, monkeypatch, capsys
+):
+    """It ended in exit 3 and the name of a temporary file."""
+    monkeypatch.chdir(tmp_path)
+    x = torch.randn(4, 8, dtype=torch.float64)
+    net = Doubles().eval()
+    model = Model.from_module(net, (x,))
+    write(model, "m.pt2")
+    assert run(["export", "m.pt2", "-o", "m.xml"]) == ExitCode.UNSUPPORTED
+    said = capsys.readouterr().err
+    assert "OpenVINO reads m.xml and does not run it" in said
+    assert ".part" not in said
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["m.pt2"]
+    remedy = said.partition("nncompress export MODEL ")[2].partition(",")[0]
+    assert run(["export", "m.pt2", *remedy.split()]) == 0
+    assert run(["export", "float32.pt2", "-o", "m.xml"]) == 0
+    got = open_artifact(tmp_path / "m.xml", precision="float32").run(x.float())[0]
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, net(x).detach().numpy(), atol=1e-5)
+    assert run(["prune", "float32.pt2", "--sparsity", "0.5"]) == 0  # beside its original in float64
+
+
 def test_commands_take_it(model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write(model, "m.pt2")

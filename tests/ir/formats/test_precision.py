@@ -7,7 +7,7 @@ from torch import nn
 import nncompress
 from nncompress.errors import UnsupportedError
 from nncompress.ir import Model
-from nncompress.ir.formats.precision import convert, has_halves, in_precision
+from nncompress.ir.formats.precision import convert, has_other_floats, in_precision
 from nncompress.passes import Context, Quantize
 from nncompress.runtimes import open_artifact
 
@@ -152,16 +152,17 @@ def test_float32_ends_are_all_that_were_float32(precision):
     assert [y.dtype for y in model.outputs_of(x)] == [torch.float32] * 2
 
 
-def test_halves_are_weights_inputs_or_what_is_computed():
+def test_other_floats_are_weights_inputs_or_what_is_computed():
     class Rounded(torch.nn.Module):
         def forward(self, x):
             return x.half().float()
 
     x = torch.randn(2, 4)
-    assert has_halves(Model.from_module(Rounded(), (x,)))
-    assert has_halves(Model.from_module(torch.nn.Softmax(-1), (x.half(),)))
-    assert has_halves(Model.from_module(torch.nn.Linear(4, 2).bfloat16(), (x.bfloat16(),)))
-    assert not has_halves(Model.from_module(torch.nn.Linear(4, 2), (x,)))
+    assert has_other_floats(Model.from_module(Rounded(), (x,)))
+    assert has_other_floats(Model.from_module(torch.nn.Softmax(-1), (x.half(),)))
+    assert has_other_floats(Model.from_module(torch.nn.Linear(4, 2).bfloat16(), (x.bfloat16(),)))
+    assert has_other_floats(Model.from_module(torch.nn.Linear(4, 2).double(), (x.double(),)))
+    assert not has_other_floats(Model.from_module(torch.nn.Linear(4, 2), (x,)))
 
 
 class WithoutKernels(nn.Module):

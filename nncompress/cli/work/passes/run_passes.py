@@ -16,7 +16,7 @@ from nncompress.cli.output_format import written_for
 from nncompress.cli.work import model_files, report_file
 from nncompress.cli.work.passes.paired import open_paired
 from nncompress.errors import UsageError
-from nncompress.ir.formats.precision import convert, has_halves
+from nncompress.ir.formats.precision import convert, has_other_floats
 from nncompress.options import flag_of
 from nncompress.passes import Context, Pass
 from nncompress.passes.base import Precision
@@ -73,7 +73,8 @@ def run_passes(
     original = opened.model
     if len(opened.chain) > 1:
         original = model_files.open_model(str(opened.original), data=data).model
-        if has_halves(original) and not has_halves(opened.model):  # `export --precision float32` came between
+        # `export --precision float32` came between
+        if has_other_floats(original) and not has_other_floats(opened.model):
             convert(original, "float32")
     steps: list[pipeline.Step] = []
     with progress() as bar:

@@ -23,6 +23,7 @@ from torch import fx
 from nncompress.errors import UnsupportedError
 from nncompress.ir import Model
 from nncompress.ir.edit import nodes as edit
+from nncompress.ir.formats.precision import MAKE_FLOAT32
 from nncompress.ir.graph.ops import op_name
 from nncompress.ir.graph.places import place
 from nncompress.ir.layers.recurrent import recurrent_name
@@ -55,8 +56,8 @@ def in_steps(graph: fx.Graph) -> bool:
                 raise UnsupportedError(
                     "ONNX Runtime has no RNN of float64, and steps of a free number cannot be written out: "
                     + place(node),
-                    remedy="convert the model to float32 (module.float()), or give a graph that was "
-                    "exported with a number for that size",
+                    remedy="give a graph that was exported with a number for that size; or make it float32: "
+                    + MAKE_FLOAT32,
                 )
     return in_double
 
