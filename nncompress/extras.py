@@ -16,6 +16,7 @@ from importlib import import_module, metadata, util
 
 from nncompress.errors import MissingExtraError
 
+SLOWEST_IMPORT = 60  # seconds
 LACKING = (ImportError, OSError)  # what an import raises of a package that lacks a part of it, or a library
 
 
@@ -122,9 +123,11 @@ def reinstall(package: str) -> str:
 
 def fault(module: str) -> str:
     """Why importing it fails, in a process of its own, as broken ones may end it; "" where it does not."""
-    tried = subprocess.run(
-        [sys.executable, "-c", f"import {module}"], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-P", "-c", f"import {module}"]  # not a file of that name in this folder
+    try:
+        tried = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SLOWEST_IMPORT)
+    except subprocess.TimeoutExpired:
+        return f"it takes more than {SLOWEST_IMPORT} s"
     if not tried.returncode:
         return ""
     return (tried.stderr.strip().splitlines() or [f"exit code {tried.returncode}"])[-1]

@@ -40,11 +40,14 @@ def test_openvino_computes_floats_in_bfloat16_where_the_processor_can(flag, said
     assert ("bfloat16 unless told otherwise" in row.note) == said == ("bfloat16" in row.runs)
 
 
-def test_what_cannot_be_imported_runs_nothing(machine):
+def test_what_cannot_be_imported_runs_nothing(machine, tmp_path, monkeypatch):
     machine(installed=("openvino",), broken=("openvino",))
     (row,) = (row for row in devices.abilities() if row.runtime.startswith("OpenVINO"))
     assert row.runs == ()
     assert row.note == "cannot be imported (no libtbb.so): pip install --force-reinstall openvino"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "colorsys.py").write_text("raise RuntimeError")
+    assert not extras.fault("colorsys")  # Python's own, not a file of the folder
     assert extras.fault("nothing.of_this_name") == "ModuleNotFoundError: No module named 'nothing'"
     assert extras.fault("os, signal; os.kill(os.getpid(), signal.SIGSEGV)").startswith("exit code")
 

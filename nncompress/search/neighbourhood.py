@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import inf
 from random import Random
 from typing import Any
 
@@ -39,12 +38,15 @@ class Neighbourhood:
     layer those of all layers, also of the ones that `middle` skips; of a rounded model the bits of
     each layer.
 
+    Args:
+        blocks: how many residual blocks there are.
+
     Attributes:
         values: what each setting may be, in order.
         middle: the positions in `values` that are `middle` itself.
     """
 
-    def __init__(self, middle: Recipe, effects: Sequence[Effect]) -> None:
+    def __init__(self, middle: Recipe, effects: Sequence[Effect], blocks: int = 0) -> None:
         self._middle, self._bits, self._effects = middle, Bits.of(effects), effects
         self._layered = any(getattr(each, "ratios", ()) for each in middle)
         given: dict[Place, float] = self._strengths(middle)
@@ -72,7 +74,7 @@ class Neighbourhood:
             elif where == SEVERAL:
                 around = _around(now, BUDGET, 0.05, 0.975)
             elif where == BLOCKS:
-                around = _around(now, 1, 1, inf)
+                around = _around(now, 1, 1, max(blocks, now))
             else:
                 around = _around(now, VARIED, *LIMITS[method])
             if len(around) > 1:

@@ -122,6 +122,8 @@ class Search:
 
         # what is the same everywhere needs no measurement of single layers, which in a deep model take hours
         self._try(Proposals(self.judge, searched()), (most + 1) // 2, _half_way(until), told)
+        if len(self._tried()) >= most or time.monotonic() >= until:
+            return
         self.effects = effects_alone(
             self.original,
             wanted,
@@ -131,14 +133,18 @@ class Search:
             _half_way(until),
             say,
         )
-        refinement = Refinement(self.folder, self.judge, self.effects, self.context.seed, say)
+        refinement = Refinement(self.folder, self.judge, self.effects, self.context.seed, say, blocks)
         self._try(Proposals(self.judge, searched(), refinement), most, until, told)
+
+    def _tried(self) -> dict[str, dict[str, Any]]:
+        """Trials that are none of a training."""
+        return {key: row for key, row in self.trials.all().items() if "trained" not in row}
 
     def _try(
         self, proposals: Proposals, most: int, until: float, told: Callable[[dict[str, Any]], None]
     ) -> None:
         while time.monotonic() < until:
-            rows = {key: row for key, row in self.trials.all().items() if "trained" not in row}
+            rows = self._tried()
             if len(rows) >= most:
                 return
             tried = {key: (recipe_of(row), row) for key, row in rows.items()}

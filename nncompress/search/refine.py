@@ -38,13 +38,20 @@ class Refinement:
         folder: of the search.
         seed: proposals are the same for the same seed and results.
         say: told in a sentence how it goes on.
+        blocks: how many residual blocks the original has.
     """
 
     def __init__(
-        self, folder: Path, judge: Judge, effects: Sequence[Effect], seed: int, say: Callable[[str], None]
+        self,
+        folder: Path,
+        judge: Judge,
+        effects: Sequence[Effect],
+        seed: int,
+        say: Callable[[str], None],
+        blocks: int = 0,
     ) -> None:
         self._folder, self._judge, self._effects, self._seed = folder, judge, effects, seed
-        self._say = say
+        self._say, self._blocks = say, blocks
         self._by_optuna = extras.installed(EXTRA)
         self._told = False
 
@@ -55,7 +62,7 @@ class Refinement:
             rows: recipe and result of every trial by its key.
         """
         known = {settled_key(recipe): row for recipe, row in rows.values()}
-        near = Neighbourhood(best, self._effects)
+        near = Neighbourhood(best, self._effects, self._blocks)
         saving = self._judge.bounds.drop is not None
         steps = list(near.steps(saving))
         if saving and not steps:
@@ -112,7 +119,9 @@ class Refinement:
         file = str(self._folder / JOURNAL)
         study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(file, JournalFileOpenLock(file))),
-            study_name=key_of(settled_key(best), self._judge.machine if self._judge.bounds.timed else ""),
+            study_name=key_of(  # of the settings, too: another worker may have measured other layers
+                settled_key(best), self._judge.machine if self._judge.bounds.timed else "", near.values
+            ),
             load_if_exists=True,
             sampler=optuna.samplers.RandomSampler(),
         )

@@ -64,3 +64,5 @@ def test_recipes_that_are_the_same_everywhere_come_before_the_layers_by_themselv
     search.run(4, inf, lambda row: None)
     assert tried == [2]
     assert len(search.trials.all()) == 4
+    search.run(4, inf, lambda row: None)  # all are there: nothing would use more measurements
+    assert tried == [2]

@@ -94,12 +94,13 @@ def mixed_bits():
 def test_neighbours_of_blocks_left_out_are_a_block_more_or_less():
     effects = [effect("prune-nodes", "g", 0.5, 0.1), effect("quantize", "a", 8, 0.2)]
     middle = (PruneNodes(drop_blocks=1), Quantize())
-    near = Neighbourhood(middle, effects)
+    near = Neighbourhood(middle, effects, 9)
     assert near.recipe(near.middle) == middle
     saving, giving = list(near.steps(True)), list(near.steps(False))
     assert (PruneNodes(drop_blocks=2), Quantize()) in saving
     assert (PruneNodes(drop_blocks=1),) in giving  # nothing in int8
     assert not any(recipe[0].drop_blocks < 1 for recipe in giving)  # none left out is another family
+    assert all(recipe[0].drop_blocks < 2 for recipe in Neighbourhood(middle, effects, 1).steps(True))
 
 
 def test_single_steps_save_or_give_back_and_the_cheapest_come_first():
@@ -239,6 +240,14 @@ def test_the_lock_that_a_killed_worker_left_is_not_waited_for(tmp_path, monkeypa
     (tmp_path / f"{JOURNAL}.lock").touch()
     monkeypatch.setattr("optuna.storages.journal._file.time.sleep", lambda seconds: pytest.fail("it waits"))
     assert refinement(tmp_path).recipes(START, rows)
+
+
+@optuna_is_there
+def test_workers_that_measured_other_layers_keep_one_journal(tmp_path):
+    rows, said = tried(START, MOVED[0]), []
+    for layers in (LAYERS, LAYERS[:1], LAYERS):
+        Refinement(tmp_path, judge(), layers, 0, said.append).recipes(START, rows)
+    assert not any("damaged" in sentence for sentence in said)
 
 
 @optuna_is_there

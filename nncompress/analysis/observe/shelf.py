@@ -58,7 +58,7 @@ class Shelf:
                 rest = rest[file.write(rest) :]
         except OSError as error:
             raise _no_room(error, f"{place + tensor.nbytes} bytes") from error
-        return partial(self._read, place, values.shape, values.dtype)
+        return partial(self._read, place, tuple(tensor.shape), values.dtype)
 
     def _read(self, place: int, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
         assert self._file is not None

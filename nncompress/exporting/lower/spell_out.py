@@ -125,12 +125,17 @@ def _cumprod(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor
 
 def _cummax(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     values = _scan(x, dim, torch.maximum, -inf if x.is_floating_point() else torch.iinfo(x.dtype).min)
-    return values, _last_place(x == values, dim)
+    return values, _last_place(_is(x, values), dim)
 
 
 def _cummin(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     values = _scan(x, dim, torch.minimum, inf if x.is_floating_point() else torch.iinfo(x.dtype).max)
-    return values, _last_place(x == values, dim)
+    return values, _last_place(_is(x, values), dim)
+
+
+def _is(x: Tensor, values: Tensor) -> Tensor:
+    """Of a number that is none, too: it stays the largest and the smallest of all that follow it."""
+    return (x == values) | x.isnan() if x.is_floating_point() else x == values
 
 
 def _last_place(found: Tensor, dim: int) -> Tensor:
@@ -153,7 +158,13 @@ def _kthvalue(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[
 
 
 def _median(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, ...]:
-    return _kthvalue(x, (x.shape[dim] + 1) // 2, dim, keepdim)
+    value, place = _kthvalue(x, (x.shape[dim] + 1) // 2, dim, keepdim=True)
+    if x.is_floating_point():
+        lost = x.isnan()
+        some = lost.any(dim, keepdim=True)
+        value = torch.where(some, torch.nan, value)
+        place = torch.where(some, lost.to(torch.int32).argmax(dim, keepdim=True), place)
+    return (value, place) if keepdim else (value.squeeze(dim), place.squeeze(dim))
 
 
 def _median_of_all(x: Tensor) -> Tensor:
@@ -161,7 +172,7 @@ def _median_of_all(x: Tensor) -> Tensor:
 
 
 def _nanmedian_of_all(x: Tensor) -> Tensor:
-    return _nanmedian(x.flatten(), 0)[0]
+    return (_nanmedian if x.is_floating_point() else _median)(x.flatten(), 0)[0]
 
 
 def _nanmedian(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, ...]:

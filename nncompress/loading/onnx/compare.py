@@ -76,8 +76,10 @@ def compare(
     follow = derived_sizes(model.graph_module, model.inputs, traced).keys()
     limits = {dim: model.dynamic.get(dim, (1, None)) for dim in traced}
     left = traced.keys() - follow
-    # a first dim that is called otherwise may be a length: another sample would tell too little of it
-    batch = BATCH if usual_batch([model.metadata.get(BATCH_NAME, BATCH)]) is not None else None
+    # a first dim that is called otherwise may be a length, of which one more tells too little; not of images
+    named = usual_batch([model.metadata.get(BATCH_NAME, BATCH)]) is not None
+    images = any(spec.shape[:1] == (BATCH,) and len(spec.shape) > 3 for spec in model.inputs)
+    batch = BATCH if named or images else None
     for trial in other_sizes(traced, frozenset(left), batch):
         changed = {dim for dim in left if trial[dim] != traced[dim]}
         trial |= derived_sizes(model.graph_module, model.inputs, trial)

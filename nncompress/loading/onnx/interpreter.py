@@ -220,6 +220,11 @@ class Walk:
         self._folded: dict[str, np.ndarray] = {}  # of tensors that do not depend on the input: their numbers
         self._unrolled = 0  # nodes in loops and branches, counted by the outermost graph
 
+    @property
+    def checked(self) -> bool:
+        """It is inside a branch that the input decides."""
+        return self._check is not None
+
     def run(self, inputs: dict[str, Value]) -> list[Value]:
         """Outputs of the graph."""
         self._values.update(inputs)

@@ -17,6 +17,7 @@ def test_gives_the_same_bits_in_any_order():
     budget = ByteBudget(1000)
     shelf = Shelf(budget)
     tensors = [torch.randn(n, 7, dtype=torch.float64) for n in (5, 20, 9, 30)]
+    assert Shelf(ByteBudget(0)).keep(torch.tensor(3.0))().shape == ()
     kept = [shelf.keep(tensor) for tensor in tensors]
     assert budget.taken == tensors[0].nbytes + tensors[2].nbytes  # what there was room for
     for i in (3, 0, 1, 2, 1, 3):

@@ -138,13 +138,30 @@ def test_a_branch_that_reads_beyond_a_size_is_left_out_with_a_line(tmp_path, op)
     torch.testing.assert_close(model.outputs_of(x)[0], torch.from_numpy(session_outputs(path, x)[0]))
 
 
-def _guarded(path, op, reads):
+def test_an_inner_branch_that_fails_whichever_way_leaves_the_outer_one_that_does_not(tmp_path):
+    """`y = (x[4] if min(x) > 7 else x[4]) if min(x) > 0 else x`, of four."""
+    path, said = _guarded(tmp_path / "m.onnx", "Gather", ["x", "beyond"], nested=True), []
+    model = load_model(path, notice=said.append)
+    assert any("guard (its other branch fails whenever it is taken" in each for each in said)
+    x = torch.tensor([[0, 250, 3, -70]])
+    torch.testing.assert_close(model.outputs_of(x)[0], torch.from_numpy(session_outputs(path, x)[0]))
+
+
+def _guarded(path, op, reads, nested=False):
     """`y = op(reads) if min(x) > 0 else x`."""
     stored = {"zero": 0, "hundred": 100, "table": range(50), "first": [0, 1, 2, 3]}
     stored |= {"beyond": [[0, 1, 2, 4]], "place": [[0, -5]], "update": [7]}
     axis = {"axis": 1} if reads[1] in ("first", "beyond") else {}
     kept = helper.make_node("Identity", ["x"], ["kept"])
     made = helper.make_node(op, reads, ["made"], name="risky", **axis)
+    if nested:
+        both = {
+            f"{way}_branch": helper.make_graph(
+                [helper.make_node(op, reads, [way], **axis)], way, [], [value(way, None, TensorProto.INT64)]
+            )
+            for way in ("then", "else")
+        }
+        made = helper.make_node("If", ["large"], ["made"], name="within", **both)
     branches = {
         "then_branch": helper.make_graph([made], "then", [], [value("made", None, TensorProto.INT64)]),
         "else_branch": helper.make_graph([kept], "else", [], [value("kept", None, TensorProto.INT64)]),
@@ -152,6 +169,7 @@ def _guarded(path, op, reads):
     nodes = [
         helper.make_node("ReduceMin", ["x"], ["least"], keepdims=0),
         helper.make_node("Greater", ["least", "zero"], ["positive"]),
+        helper.make_node("Greater", ["least", "hundred"], ["large"]),
         helper.make_node("If", ["positive"], ["y"], name="guard", **branches),
     ]
     arrays = [numpy_helper.from_array(np.array(each, np.int64), name) for name, each in stored.items()]

@@ -59,6 +59,8 @@ def branch(call: Call) -> Any:
     try:
         condition = call.tensor(0).reshape([])
         branches = [made for each in (yes, no) if (made := results(each)) is not None]
+        if not branches and call.walk.checked:
+            raise Fails
         if not branches:
             raise call.refusal("its branches read positions that are not there")
         if len(branches) == 1:
@@ -67,7 +69,7 @@ def branch(call: Call) -> Any:
             )
             return branches[0]
         pairs = list(zip(*branches))
-    except (Missing, UnsupportedError):
+    except (Fails, Missing, UnsupportedError):
         raise
     except Exception as error:  # whatever torch raises in the branch that is not for inputs of these sizes
         raise depends from error

@@ -49,6 +49,11 @@ OF_FLOATS: Functions = {
     "lerp": lambda a, b: torch.lerp(a, b, -1.0),
     "lerp beyond half": lambda a, b: torch.lerp(a, b, 0.75),
     "lerp by a tensor": lambda a, b: torch.lerp(a, b, b),
+    "median": lambda a, b: torch.stack([a, b], 1).median(1)[0],
+    "place of the median": lambda a, b: torch.stack([b, a, a], 1).median(1)[1][a.isnan() | b.isnan()],
+    "median of all": lambda a, b: torch.stack([a.median(), a.nanmedian()]),
+    "place of the largest so far": lambda a, b: torch.stack([a, b, b], 1).cummax(1)[1],
+    "place of the smallest so far": lambda a, b: torch.stack([b, a, b], 1).cummin(1)[1],
 }
 OF_INTEGERS: Functions = {
     "div floor": lambda a, b: torch.div(a, b, rounding_mode="floor"),
