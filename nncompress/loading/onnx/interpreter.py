@@ -213,17 +213,10 @@ class Walk:
         check: Callable[[Call], None] | None = None,
     ) -> None:
         self.graph, self.store, self.opset, self._outside = graph, store, opset, outside
-        self._check: Callable[[Call], None] | None = check or (
-            outside._check if outside is not None else None
-        )
+        self.check: Callable[[Call], None] | None = check or (outside.check if outside is not None else None)
         self._values: dict[str, Value] = {}
         self._folded: dict[str, np.ndarray] = {}  # of tensors that do not depend on the input: their numbers
         self._unrolled = 0  # nodes in loops and branches, counted by the outermost graph
-
-    @property
-    def checked(self) -> bool:
-        """It is inside a branch that the input decides."""
-        return self._check is not None
 
     def run(self, inputs: dict[str, Value]) -> list[Value]:
         """Outputs of the graph."""
@@ -236,8 +229,8 @@ class Walk:
             if self._outside is not None:
                 self._outside.count_unrolled()
             call = Call(node, self)
-            if self._check is not None:
-                self._check(call)
+            if self.check is not None:
+                self.check(call)
             made = found(call)
             call.finish()
             results = made if isinstance(made, list) else [made]

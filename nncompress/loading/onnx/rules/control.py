@@ -59,7 +59,7 @@ def branch(call: Call) -> Any:
     try:
         condition = call.tensor(0).reshape([])
         branches = [made for each in (yes, no) if (made := results(each)) is not None]
-        if not branches and call.walk.checked:
+        if not branches and call.walk.check is not None:
             raise Fails
         if not branches:
             raise call.refusal("its branches read positions that are not there")
