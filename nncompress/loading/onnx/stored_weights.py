@@ -3,7 +3,7 @@
 | in the file                                                     | read as                            |
 |-----------------------------------------------------------------|------------------------------------|
 | Reshape(Gather(NAME_codebook, ... NAME_codes)), NAME_values ... | the initializer NAME               |
-| Mul(Cast(NAME_int8), factors)                                   | DequantizeLinear(NAME_int8, scales) |
+| Mul(Cast(NAME_int8), factors), cast by way of int32, too        | DequantizeLinear(NAME_int8, scales) |
 
 Runtimes compute either once, when they open the file (`ir/formats/lookup.py`, `export/lower/onnxruntime/
 weights.py`). Left as computed, no pass would see a layer there. What only looks alike stays as it is.
@@ -95,6 +95,9 @@ def _dequantize(
     cast = makers.get(node.input[0])
     if cast is None or cast.op_type != "Cast" or node.input[1] not in stored:
         return False
+    first = makers.get(cast.input[0])
+    if first is not None and first.op_type == "Cast" and first.attribute[0].i == onnx.TensorProto.INT32:
+        cast = first
     codes = stored.get(cast.input[0])
     if codes is None or codes.data_type != onnx.TensorProto.INT8:
         return False

@@ -236,6 +236,17 @@ def test_a_budget_of_bytes_counts_what_recurrent_layers_save():
         assert all(each.quantized for layer in recurrent_layers(found) for each in layer.matrices)
 
 
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_openvino_reads_int8_weights_between_layers_that_round_their_inputs(tmp_path, kind):
+    pytest.importorskip("openvino")
+    _, model = made(kind=kind, layers=1)
+    context = Context(data=Records((torch.randn(16, 9, 6),)), target="openvino")
+    rounded, (step,) = run(model, [parse_pass("quantize:every-layer=true")], context)
+    assert all(change.applied for change in step.changes)
+    report = write(rounded, tmp_path / "m.xml")  # which compares it
+    assert report.int8.startswith("1 of ")
+
+
 def test_a_mobile_file_has_the_weights_as_floats(tmp_path):
     pytest.importorskip("executorch")
     torch.manual_seed(0)

@@ -4,9 +4,13 @@ The exporter cuts the weight of every direction into gates and joins them in ONN
 
     DequantizeLinear(codes) -> Slice, Concat, Unsqueeze -> LSTM
 
-becomes `Mul(Cast(codes'), scales') -> LSTM`, which ONNX Runtime computes once, when it opens the file. It has
-one int8 kernel, for LSTMs: where its target asks for it and the layer's input is rounded to the range of each
-call, the layer becomes that (`DynamicQuantizeLSTM`), which rounds the state of every step, too.
+becomes `Mul(Cast(codes'), scales') -> LSTM`, which ONNX Runtime computes once, as it opens the file. So does
+OpenVINO, whose recurrent layers take constants alone, but of bytes that it sees cast to floats it takes the
+product for one that the kernel behind it will undo, and leaves it there: they are cast by way of int32.
+
+ONNX Runtime has one int8 kernel, for LSTMs: where its target asks for it and the layer's input is rounded to
+the range of each call, the layer becomes that (`DynamicQuantizeLSTM`), which rounds the state of every step,
+too.
 """
 
 from __future__ import annotations
@@ -167,8 +171,10 @@ def _multiply_out(
     if joined is None:
         made = []
         for value, factor in parts:
-            cast = insert(graph, node, ir.node("Cast", [value], {"to": ir.DataType.FLOAT}))
-            cast.type, cast.shape = FLOAT, value.shape
+            cast = value
+            for kind in (ir.DataType.INT32, ir.DataType.FLOAT):
+                cast = insert(graph, node, ir.node("Cast", [cast], {"to": kind}))
+                cast.type, cast.shape = ir.TensorType(kind), value.shape
             made.append(insert(graph, node, ir.node("Mul", [cast, factor]), cast))
         joined = made[0] if len(made) == 1 else insert(graph, node, ir.node("Concat", made, {"axis": 0}))
         joined.type, joined.shape = FLOAT, ir.Shape(codes.shape)
