@@ -244,7 +244,7 @@ def test_openvino_reads_int8_weights_between_layers_that_round_their_inputs(tmp_
     rounded, (step,) = run(model, [parse_pass("quantize:every-layer=true")], context)
     assert all(change.applied for change in step.changes)
     report = write(rounded, tmp_path / "m.xml")  # which compares it
-    assert report.int8.startswith("1 of ")
+    assert "in int8" in report.int8  # the linear layer behind it
 
 
 def test_a_mobile_file_has_the_weights_as_floats(tmp_path):
