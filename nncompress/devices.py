@@ -14,9 +14,10 @@ import sys
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from nncompress.errors import DeviceError, MissingExtraError
-from nncompress.extras import EXTRAS, command, fault, installed, reinstall, version
+from nncompress.extras import EXTRAS, command, fault, installed, module_version, reinstall, version
 
 # Dot products of 8-bit integers in one instruction: without one, int8 gains little over float32.
 INT8_INSTRUCTIONS = {
@@ -27,6 +28,12 @@ INT8_INSTRUCTIONS = {
     "i8mm": "I8MM",
 }
 FLOAT_INSTRUCTIONS = {"avx512f": "AVX512", "avx2": "AVX2", "asimd": "NEON", "sve": "SVE"}
+
+# The instructions that decide how fast float and int8 kernels are.
+INSTRUCTION_SETS = (
+    *("sse4_2", "avx", "fma", "avx2", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "avx512_bf16"),
+    *("avx512_fp16", "amx_tile", "amx_int8", "amx_bf16", "neon", "asimd", "asimddp", "i8mm", "bf16", "sve"),
+)
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,17 @@ def processor() -> Processor:
     return Processor(name, usable or 1, flags)
 
 
+def machine() -> dict[str, Any]:
+    """What latencies depend on: they are compared within one machine."""
+    cpu = processor()
+    return {
+        "cpu": cpu.name,
+        "architecture": platform.machine(),
+        "cores": os.cpu_count(),
+        "instruction_sets": [name for name in INSTRUCTION_SETS if name in cpu.flags],
+    }
+
+
 def _macos_cpu() -> str | None:
     if platform.system() != "Darwin":
         return None
@@ -161,7 +179,7 @@ def torch_has_cuda() -> bool:
 def abilities() -> list[Ability]:
     """Every runtime on every device of this machine, those that are missing included."""
     found = processor()
-    onnxruntime = version("onnxruntime") or version("onnxruntime-gpu")
+    onnxruntime = module_version("onnxruntime")
     executorch = version("executorch") if installed("mobile") else None
     int8 = f"int8 by {', '.join(found.int8)}" if found.int8 else "no int8 instructions: little gain"
     rows = [

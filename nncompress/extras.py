@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module, metadata, util
 
 from nncompress.errors import MissingExtraError
@@ -69,6 +70,12 @@ def version(package: str) -> str | None:
         return None
 
 
+def module_version(module: str) -> str | None:
+    """Of an installed runtime by its module, whose distribution may have several names (onnxruntime-gpu)."""
+    names = (module, *(each.package for each in EXTRAS.values() if each.module == module))
+    return next((found for name in names if (found := version(name))), None)
+
+
 def command(extra: str) -> str:
     """What a user types to add it."""
     return f"pip install 'nncompress[{extra}]'"
@@ -121,6 +128,7 @@ def reinstall(package: str) -> str:
     return f"pip install --force-reinstall {package}"
 
 
+@cache
 def fault(module: str) -> str:
     """Why importing it fails, in a process of its own, as broken ones may end it; "" where it does not."""
     command = [sys.executable, "-P", "-c", f"import {module}"]  # not a file of that name in this folder

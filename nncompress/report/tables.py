@@ -17,7 +17,7 @@ from rich.text import Text
 from nncompress.analysis.metrics.registry import named_metric
 from nncompress.errors import on_one_line
 from nncompress.report.line import line
-from nncompress.report.units import count, share, size, times
+from nncompress.report.units import count, duration, share, size, times
 
 if TYPE_CHECKING:
     from nncompress.analysis.cost import Cost
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from nncompress.results import CompareResult, EvalResult, MetricDifference, PairedResult
     from nncompress.zoo.registry import Architecture
 
+PRECISIONS = ("float32", "bfloat16", "float16", "int8")
 LARGE = 1e-2  # a difference that says nothing without the size of the outputs
 SHOWN_CHANGES = 12  # a long network's changes are summed up after this many
 
@@ -102,6 +103,28 @@ def layers(model: Model, cost: Cost, path: Path) -> RenderableType:
     if model.history:
         lines.append(line("history: " + " → ".join(str(record["pass"]) for record in model.history)))
     return Group(*lines, table)
+
+
+def speed_table(targets: Sequence[dict[str, Any]]) -> RenderableType:
+    """What each of these takes for one network, in the precisions that it has here; then the fastest.
+
+    Args:
+        targets: `nncompress.targets.speed.row` of each, all of them timed.
+    """
+    precisions = [name for name in PRECISIONS if any(name in each["seconds_in"] for each in targets)]
+    table = plain("one run in", *precisions)
+    every = []
+    for each in targets:
+        took = each["seconds_in"]
+        table.add_row(each["title"], *(duration(took[p]) if p in took else "–" for p in precisions))
+        every += [(seconds, each["title"], precision) for precision, seconds in took.items()]
+    _, title, precision = min(every)
+    said = f"fastest here: {title}, in {precision}"
+    if precision == "int8":
+        floats = min(targets, key=lambda each: each["seconds"])
+        said += f"; of models in floats: {floats['title']}, which computes them in {floats['computes_in']}"
+    about = "timed on a small stack of convolutions, one thread, CPU time; ratios of other networks differ"
+    return Group(table, line(said), line(about))
 
 
 def architectures(rows: Sequence[Architecture]) -> RenderableType:

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from nncompress.errors import ModelFileError, UsageError
 from nncompress.extensions import Registry, named
+from nncompress.extras import module_version
 from nncompress.files.folders import said_beside
 from nncompress.files.leftovers import complete
 from nncompress.ir import Model
@@ -36,7 +37,7 @@ from nncompress.runtimes.base import Runner
 from nncompress.runtimes.external_data import stored_bytes
 from nncompress.runtimes.with_constants import with_constants
 
-__all__ = ["ON_CPU", "OPENERS", "RUNTIMES", "Runner", "Runtime", "load_runtime", "open_artifact"]
+__all__ = ["ON_CPU", "OPENERS", "RUNTIMES", "Runner", "Runtime", "load_runtime", "open_artifact", "version"]
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,11 @@ def open_artifact(
     with bounded_memory(path, stored_bytes(path)):
         runner = opened(path, threads, *((precision,) if chosen.precisions else ()))
     return with_constants(runner, constants, str(path))
+
+
+def version(runtime: str) -> str:
+    """What is installed of it; one that another package adds is as old as that: "shrink-tools 1.2"."""
+    return RUNTIMES.origin(runtime) or module_version(runtime) or ""
 
 
 def load_runtime(path: Path, runtime: str | None = None) -> None:

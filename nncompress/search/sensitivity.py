@@ -19,8 +19,8 @@ from nncompress.analysis.metrics.base import Scores
 from nncompress.analysis.metrics.two_classes import assumption
 from nncompress.analysis.weight_targets import find_targets
 from nncompress.benchmarking.latency.model import ModelLatency
-from nncompress.benchmarking.latency.remembered import machine
 from nncompress.benchmarking.latency.target import clocked
+from nncompress.devices import machine
 from nncompress.errors import NNCompressError
 from nncompress.ir import Model
 from nncompress.ir.edit.fold import fold_batch_norms

@@ -22,9 +22,9 @@ from nncompress.analysis.cost import cost
 from nncompress.analysis.distance.drift import MOST, Reference, Samples, amount
 from nncompress.analysis.metrics.base import Scores
 from nncompress.benchmarking.latency.model import ModelLatency
-from nncompress.benchmarking.latency.remembered import machine
 from nncompress.benchmarking.latency.target import clocked
 from nncompress.data import Dataset
+from nncompress.devices import machine
 from nncompress.errors import DataError, ModelFileError, NNCompressError, OutputError, UsageError
 from nncompress.ir import Model
 from nncompress.loading import json_schema

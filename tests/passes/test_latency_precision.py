@@ -9,7 +9,6 @@ from torch import nn
 
 from nncompress import export, pipeline
 from nncompress.analysis.distance.precision import precision_of
-from nncompress.benchmarking.latency import remembered
 from nncompress.benchmarking.latency.layer import Latencies
 from nncompress.benchmarking.latency.steps import Steps
 from nncompress.benchmarking.latency.target import floats_in
@@ -17,6 +16,7 @@ from nncompress.cli import main
 from nncompress.cli.work.passes.run_passes import _command
 from nncompress.data import open_data
 from nncompress.errors import DeviceError, UsageError
+from nncompress.files import remembered
 from nncompress.ir import Model
 from nncompress.passes import Context, Factorize, Grow, PruneNodes, Quantize
 from nncompress.results import Estimate

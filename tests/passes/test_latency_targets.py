@@ -1,7 +1,6 @@
 """Where what is timed is timed: `--target`, or the runtime that is fastest here."""
 
 import json
-from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -12,19 +11,21 @@ from torch import nn
 from nncompress import extras, pipeline
 from nncompress.analysis.cost import cost
 from nncompress.benchmarking.latency import layer as layer_latency
-from nncompress.benchmarking.latency import remembered
 from nncompress.benchmarking.latency import target as target_speed
 from nncompress.benchmarking.latency.layer import measure
 from nncompress.benchmarking.latency.layer_file import LayerShape
 from nncompress.benchmarking.latency.model import ModelLatency
+from nncompress.benchmarking.latency.target import fastest  # before it is replaced for all tests
 from nncompress.cli.app import run
 from nncompress.errors import DeviceError, UsageError
+from nncompress.files import remembered as kept_measurements
 from nncompress.ir import Model
 from nncompress.passes import Context, Factorize, Grow, PruneNodes
 from nncompress.progress import NullProgress
 from nncompress.results import Estimate
 from nncompress.runtimes import open_artifact
 from nncompress.targets import TARGETS
+from nncompress.targets.speed import Speed, remembered, timeable
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ class Clocked:
 @pytest.mark.parametrize("target", ["ort-cpu", "openvino"])
 def test_widths_for_a_latency_are_measured_where_the_model_will_run(net, monkeypatch, tmp_path, target):
     monkeypatch.setattr("nncompress.passes.prune_nodes.latency_budget.ModelLatency", Clocked)
-    monkeypatch.setattr(remembered, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(kept_measurements, "cache_folder", lambda: tmp_path)
     monkeypatch.setattr(layer_latency, "MOST_ROUNDS", 10)
     step = Clocked.steps[target]
     script(monkeypatch, chain_cost=lambda chain, _: 1e5 * -(-chain[0].weight[0] // step))
@@ -119,49 +120,68 @@ def test_layers_are_timed_in_the_runtime_of_the_target(monkeypatch, net):
         Factorize(latency=0.8).apply(net, Context(target="xnnpack"))
 
 
-def test_a_runtime_that_cannot_be_imported_is_not_the_fastest(monkeypatch):
-    def broken(runtime):
+@pytest.fixture
+def untimed(monkeypatch, tmp_path):
+    """Nothing was timed on this machine before; what a test measures is `medians`."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    target_speed.speeds.cache_clear()
+    yield tmp_path / "nncompress"
+    target_speed.speeds.cache_clear()
+
+
+def scripted(arms, shape):
+    seconds = {("ort-cpu", "float32"): 0.3, ("ort-cpu", "int8"): 0.1, ("openvino", "int8"): 0.15}
+    return [seconds.get((each.name, chain[0].precision), 0.2) for chain, each in arms]
+
+
+def no_openvino(monkeypatch):
+    def imported(runtime):
         if runtime == "openvino":
-            raise ImportError("a library is missing")
-        return "1.0"
+            raise ImportError("libtbb.so.12: cannot open shared object file")
 
-    monkeypatch.setattr(target_speed, "version", broken)
-    target_speed.speeds.cache_clear()
-    assert target_speed.fastest() == "ort-cpu"
-    assert target_speed.speeds() == {}
-    target_speed.speeds.cache_clear()
+    monkeypatch.setattr(target_speed, "import_module", imported)
 
 
-def test_a_runtime_that_fails_while_it_is_timed_is_named(monkeypatch, tmp_path, capsys):
-    def failing(*_, **__):
+def test_a_runtime_that_cannot_be_imported_is_not_the_fastest(untimed, monkeypatch):
+    no_openvino(monkeypatch)
+    monkeypatch.setattr(target_speed, "medians", None)  # one needs no measurement to be the fastest
+    assert fastest() == "ort-cpu"
+    monkeypatch.setattr(target_speed, "medians", scripted)
+    assert set(target_speed.speeds()) == {"ort-cpu"}
+
+
+def test_a_runtime_that_fails_while_it_is_timed_is_named(untimed, monkeypatch, capsys):
+    def failing(*_):
         raise DeviceError("openvino cannot run network.onnx", got="no such kernel")
 
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(target_speed, "benchmark", failing)
-    target_speed.speeds.cache_clear()
+    monkeypatch.setattr(target_speed, "medians", failing)
     assert run(["targets", "--json"]) == 0
-    assert target_speed.fastest() == "ort-cpu"
-    target_speed.speeds.cache_clear()
+    assert fastest() == "ort-cpu"
     told = capsys.readouterr()
     assert told.err.count("openvino cannot run network.onnx: no such kernel") == 1
     assert {each["seconds"] for each in json.loads(told.out)["targets"]} == {None}
 
 
-def test_targets_says_of_an_installed_runtime_that_does_not_load_why_and_what_mends_it(monkeypatch, capsys):
-    def imported(runtime):
-        if runtime == "openvino":
-            raise ImportError("libtbb.so.12: cannot open shared object file")
-        return "1.0"
-
+def test_targets_says_of_an_installed_runtime_that_does_not_load_why_and_what_mends_it(
+    untimed, monkeypatch, capsys
+):
+    no_openvino(monkeypatch)
     monkeypatch.setattr(extras, "installed", lambda extra: True)
-    monkeypatch.setattr(target_speed, "version", imported)
-    target_speed.speeds.cache_clear()
+    monkeypatch.setattr(target_speed, "medians", scripted)
     assert run(["targets", "--json"]) == 0
-    target_speed.speeds.cache_clear()
     found = {each["name"]: each for each in json.loads(capsys.readouterr().out)["targets"]}
     assert found["openvino"]["fault"] == "libtbb.so.12: cannot open shared object file"
     assert found["openvino"]["command"] == "pip install --force-reinstall openvino"
     assert found["ort-cpu"]["fault"] is found["ort-cpu"]["command"] is None
+
+
+def test_targets_says_what_each_takes_in_each_precision(untimed, monkeypatch, capsys):
+    monkeypatch.setattr(target_speed, "medians", scripted)
+    assert run(["targets"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "ONNX Runtime, CPU 300 ms" in said
+    assert "fastest here: ONNX Runtime, CPU, in int8" in said
+    assert f"floats: OpenVINO, CPU, which computes them in {target_speed.computes_in('openvino')}" in said
 
 
 def test_a_precision_that_a_runtime_lacks_is_offered_where_it_is():
@@ -170,14 +190,14 @@ def test_a_precision_that_a_runtime_lacks_is_offered_where_it_is():
     assert caught.value.remedy == "--target openvino, or leave --for out"
 
 
-def test_ctrl_c_while_runtimes_are_timed_is_an_interrupt(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    measured = SimpleNamespace(interrupted=True, candidates=())
-    monkeypatch.setattr(target_speed, "benchmark", lambda *_, **__: measured)
-    target_speed.speeds.cache_clear()
+def test_ctrl_c_while_runtimes_are_timed_is_an_interrupt(untimed, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(target_speed, "medians", interrupted)
     with pytest.raises(KeyboardInterrupt):
         target_speed.speeds()
-    assert not list(tmp_path.rglob("target-speed-*"))
+    assert not list(untimed.rglob("target-speed-*"))
 
 
 @pytest.mark.parametrize("name", ["tensorrt", "ort-cuda"])
@@ -208,16 +228,23 @@ def test_factorize_asks_for_the_clock_of_layers_before_any_work(net, monkeypatch
         pipeline.check(net, [Factorize(latency=0.8)], Context(target="xnnpack"))
 
 
-def test_the_fastest_is_measured_once_and_remembered(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    slow = {"ort-cpu": 3e8, "openvino": 1e8}
-    script(monkeypatch, lambda arm, _: slow[arm.name])
-    target_speed.speeds.cache_clear()
+def test_the_fastest_is_measured_once_and_remembered(untimed, monkeypatch):
+    monkeypatch.setattr(target_speed, "medians", scripted)
     first = target_speed.speeds()
-    (file,) = (tmp_path / "nncompress").glob("target-speed-*.json")
-    assert json.loads(file.read_text())["seconds"] == first
-    assert first == pytest.approx({"ort-cpu": 0.3, "openvino": 0.1}, rel=0.05)
+    assert first["ort-cpu"] == Speed("float32", {"float32": 0.3, "int8": 0.1})
+    assert first["openvino"].seconds == 0.2
+    assert fastest() == "openvino"
     target_speed.speeds.cache_clear()
-    monkeypatch.setattr(target_speed, "_measured", None)  # not again
+    monkeypatch.setattr(target_speed, "medians", None)  # not again
+    assert target_speed.speeds() == first == remembered(timeable())
+
+
+@pytest.mark.parametrize("kept", ["[]", '{"openvino": 1}', '{"ort-cpu": {}, "openvino": {}}', "NaN"])
+def test_times_that_a_stranger_wrote_are_not_believed(untimed, monkeypatch, kept):
+    monkeypatch.setattr(target_speed, "medians", scripted)
+    first = target_speed.speeds()
+    (file,) = untimed.glob("target-speed-*.json")
+    file.write_text(f'{{"speeds": {kept}}}')
+    assert remembered(timeable()) == {}
+    target_speed.speeds.cache_clear()
     assert target_speed.speeds() == first
-    target_speed.speeds.cache_clear()

@@ -11,14 +11,13 @@ from dataclasses import dataclass, replace
 from nncompress.benchmarking.latency.layer_file import Chain, LayerShape, in_precision, shape_of
 from nncompress.benchmarking.latency.model import ModelLatency
 from nncompress.benchmarking.latency.table import LatencyTable
-from nncompress.benchmarking.latency.target import floats_in, layer_clock
+from nncompress.benchmarking.latency.target import computes_in, floats_in, layer_clock
 from nncompress.errors import DeviceError, UsageError
 from nncompress.ir import Model
 from nncompress.ir.formats.qdq import is_dequantized
 from nncompress.ir.graph.shapes import Shapes
 from nncompress.ir.layers.weights import Layer, layers
 from nncompress.progress import Progress
-from nncompress.runtimes.on_openvino import by_itself
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def forecast(model: Model, target: str, progress: Progress) -> Forecast:
         UnsupportedError: the model cannot be exported for it.
     """
     where = layer_clock(target)
-    floats = by_itself() if where.name == "openvino" else "float32"
+    floats = computes_in(where.name)
     no_bf16 = ""
     try:
         floats_in(where, "bfloat16")

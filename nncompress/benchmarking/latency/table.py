@@ -12,7 +12,9 @@ from typing import Any
 
 from nncompress.benchmarking.latency.layer import THREADS, Latencies, measure
 from nncompress.benchmarking.latency.layer_file import Chain
-from nncompress.benchmarking.latency.remembered import Remembered, machine, version
+from nncompress.devices import machine
+from nncompress.files.remembered import Remembered
+from nncompress.runtimes import version
 from nncompress.targets import Target
 
 

@@ -1,32 +1,30 @@
 """Which target is fastest on this machine: one small network, timed in each, and remembered.
 
 What passes that choose by the clock measure in where the user names no target. The network is a stack of
-3×3 convolutions, in float32 as it is in the file: a target that computes floats in fewer bits by itself
-gains by that here as it does for the user.
+3×3 convolutions, in floats and in int8. Passes go by the floats as each target computes them by itself: one
+that takes fewer bits for them gains by that here as it does for the user.
 """
 
 from __future__ import annotations
 
-import tempfile
+import json
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
-from pathlib import Path
-from typing import Any, TypeGuard
-
-import numpy as np
-from onnx import TensorProto, helper, numpy_helper, save
+from importlib import import_module
 
 from nncompress import extras
-from nncompress.benchmarking import Candidate, benchmark
-from nncompress.benchmarking.latency.remembered import Remembered, machine, version
+from nncompress.benchmarking.latency.layer import medians
+from nncompress.benchmarking.latency.layer_file import LayerShape, in_precision
 from nncompress.errors import NNCompressError, Told, UsageError
 from nncompress.runtimes import RUNTIMES
-from nncompress.runtimes.on_openvino import need_precision
-from nncompress.targets import OURS, TARGETS, Target, target
+from nncompress.runtimes.on_openvino import by_itself, need_precision, precisions
+from nncompress.targets import TARGETS, Target, target
+from nncompress.targets.speed import Speed, remember, remembered, row, timeable
 
-SECONDS = 2.0
 WIDTH, SIZE, DEPTH = 64, 28, 6  # channels, pixels, layers: a few ms, as one stage of a small classifier
+NETWORK = (LayerShape("Conv", (WIDTH, WIDTH, 3, 3), (("pads", (1, 1, 1, 1)),)),) * DEPTH
 
 
 def clocked(name: str | None) -> Target:
@@ -89,88 +87,85 @@ def floats_in(where: Target, precision: str | None) -> str | None:
 
 
 def fastest() -> str:
-    """The name of the target that takes the least time."""
-    measured = speeds()
-    there = measured or [t.name for t in _installed() if not _fault(t)] or ["ort-cpu"]
-    return min(there, key=lambda name: measured.get(name, 0.0))
+    """The name of the target that takes the least time for floats, as it computes them by itself."""
+    there = [t.name for t in _there()] or ["ort-cpu"]
+    measured = speeds() if len(there) > 1 else {}
+    return min(there, key=lambda name: measured[name].seconds if measured else 0.0)
+
+
+def computes_in(name: str) -> str:
+    """The precision in which a target of ours computes floats here unless it is told otherwise."""
+    return by_itself() if name == "openvino" else "float32"
 
 
 @cache
-def speeds() -> Mapping[str, float]:
-    """Seconds of one run in each target of ours that runs `.onnx` files on this processor; the others' are
-    not comparable, those of other packages run where they are named. Empty where there are not several, or
-    one fails. Measured once per machine and versions, and kept in the user's cache folder."""
-    there = [t for t in _installed() if not _fault(t)]
-    if len(there) < 2:
+def speeds() -> Mapping[str, Speed]:
+    """Of each target that can be timed here, measured once per machine and versions; none where one fails."""
+    try:
+        return timed(_there())
+    except NNCompressError as error:
+        warnings.warn(f"no runtime is timed, as one fails: {_said(error)}", Told, stacklevel=2)
         return {}
-    key = {"machine": machine(), "runtimes": {t.name: version(t.runtime) for t in there}}
-    file = Remembered("target-speed", key)
-    known = file.read().get("seconds")
-    if _is_whole(known, there):
-        return known
-    found = _measured(there)
-    if _is_whole(found, there):
-        file.write({"seconds": found})
+
+
+def timed(there: Sequence[Target]) -> dict[str, Speed]:
+    """Of each of these.
+
+    Raises:
+        NNCompressError: one fails.
+    """
+    found = remembered(there)
+    if not found:
+        found = _measured(there)
+        remember(there, found)
     return found
 
 
 def broken() -> dict[str, str]:
     """Targets that would be timed if their runtimes, which are installed, could be imported, and why not."""
-    return {t.name: why for t in _installed() if (why := _fault(t))}
+    return {t.name: why for t in timeable() if (why := _fault(t))}
 
 
-def _installed() -> list[Target]:
-    return [t for t in OURS if t.device == "cpu" and ".onnx" in t.suffixes and t.installed]
+def _there() -> list[Target]:
+    return [t for t in timeable() if not _fault(t)]
 
 
 def _fault(candidate: Target) -> str:
     """Why its runtime cannot be imported; "" where it can."""
     try:
-        version(candidate.runtime)
+        import_module(candidate.runtime)
     except extras.LACKING as error:  # half an installation, a library that is missing
         return str(error) or type(error).__name__
     return ""
 
 
-def _measured(there: list[Target]) -> dict[str, float]:
-    with tempfile.TemporaryDirectory(prefix="nncompress-") as folder:
-        path = Path(folder) / "network.onnx"
-        save(_network(), path)
-        candidates = [Candidate(t.name, path, runtime=t.runtime) for t in there]
-        try:
-            result = benchmark(candidates, time_budget=SECONDS, memory=False, energy=False)
-        except NNCompressError as error:
-            said = f"{error.what}: {error.got}" if error.got else error.what
-            warnings.warn(f"no runtime is timed, as one fails: {said}", Told, stacklevel=2)
-            return {}
-    if result.interrupted:  # half a measurement is not to be remembered
-        raise KeyboardInterrupt
-    return {each.name: (each.cpu or each.wall).median for each in result.candidates}
+def _measured(there: Sequence[Target]) -> dict[str, Speed]:
+    arms = [(in_precision(NETWORK, precision), each) for each in there for precision in _precisions(each)]
+    seconds = medians(arms, (1, WIDTH, SIZE, SIZE))
+    took = dict(zip([(each.name, chain[0].precision) for chain, each in arms], seconds))
+    return {
+        each.name: Speed(computes_in(each.name), {p: took[each.name, p] for p in _precisions(each)})
+        for each in there
+    }
 
 
-def _network() -> Any:
-    random = np.random.default_rng(0)
-    nodes, weights = [], []
-    for i in range(DEPTH):
-        weight = random.standard_normal((WIDTH, WIDTH, 3, 3), dtype=np.float32) / (3 * WIDTH**0.5)
-        weights.append(numpy_helper.from_array(weight, f"w{i}"))
-        nodes.append(helper.make_node("Conv", [f"v{i}", f"w{i}"], [f"c{i}"], pads=[1, 1, 1, 1]))
-        nodes.append(helper.make_node("Relu", [f"c{i}"], [f"v{i + 1}"]))
-    shape = [1, WIDTH, SIZE, SIZE]
-    graph = helper.make_graph(
-        nodes,
-        "network",
-        [helper.make_tensor_value_info("v0", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info(f"v{DEPTH}", TensorProto.FLOAT, shape)],
-        weights,
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+def _precisions(each: Target) -> tuple[str, ...]:
+    return (*(precisions() if RUNTIMES[each.runtime].precisions else ("float32",)), "int8")
 
 
-def _is_whole(seconds: Any, there: list[Target]) -> TypeGuard[dict[str, float]]:
-    """A time for each."""
-    return (
-        isinstance(seconds, dict)
-        and set(seconds) == {t.name for t in there}
-        and all(isinstance(value, float) and 0 < value < 1e6 for value in seconds.values())
-    )
+def _said(error: NNCompressError) -> str:
+    return f"{error.what}: {error.got}" if error.got else error.what
+
+
+def main() -> None:
+    """The process of its own in which `doctor` has targets timed: their names, then their rows on stdout."""
+    there = [TARGETS[name] for name in sys.argv[1:]]
+    try:
+        found = timed(there)
+    except NNCompressError as error:
+        sys.exit(_said(error))
+    print(json.dumps([row(each, found[each.name]) for each in there]))
+
+
+if __name__ == "__main__":
+    main()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json as json_text
+import os
 import platform
+import subprocess
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +16,12 @@ from rich.text import Text
 
 from nncompress import devices, extras
 from nncompress.cli import options
-from nncompress.cli.console import print_json, show
+from nncompress.cli.console import print_json, progress, show
 from nncompress.errors import ExtensionError
 from nncompress.extensions import GROUPS, Registry, distribution, named, offered
-from nncompress.report.tables import plain
+from nncompress.report.tables import plain, speed_table
 from nncompress.results import SCHEMA
+from nncompress.targets import speed
 from nncompress.version import __version__
 
 if TYPE_CHECKING:
@@ -24,8 +29,8 @@ if TYPE_CHECKING:
 
 _HELP = """Show what is installed, what each device can run, and the one command that adds what is missing.
 
-Nothing is measured. What other packages add and the runtimes of CPUs are imported, and named where they
-are broken.
+What other packages add and the runtimes of CPUs are imported, and named where they are broken. The latter
+are timed on a small network, for about two seconds, which is remembered per machine and versions.
 
 Example:  nncompress doctor --json | jq .devices
 """
@@ -34,6 +39,7 @@ PACKAGES = (
     *("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "numpy"),
     *("openvino", "executorch", "kornia", "matplotlib", "nvidia-ml-py"),
 )
+LONGEST_TIMING = 120  # seconds
 
 
 def register(app: typer.Typer) -> None:
@@ -41,7 +47,9 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(json: options.Json = False) -> None:
-    found = examination()
+    with progress() as bar:
+        bar.step("asking and timing the runtimes", 0, None)
+        found = examination()
     if json:
         print_json(found)
     else:
@@ -51,6 +59,7 @@ def doctor(json: options.Json = False) -> None:
 def examination() -> dict[str, Any]:
     """Everything that `doctor` says, as JSON holds it."""
     processor = devices.processor()
+    timed, untimed = timing()
     missing = [name for name in extras.EXTRAS if not extras.installed(name) and _of_use(name)]
     return {
         "schema": SCHEMA,
@@ -69,10 +78,38 @@ def examination() -> dict[str, Any]:
         },
         "gpus": [asdict(gpu) for gpu in devices.gpus()],
         "devices": [asdict(ability) for ability in devices.abilities()],
+        "speeds": timed,
+        "untimed": untimed,
         "extensions": extensions(),
         "missing": {name: extras.EXTRAS[name].offers for name in missing},
         "command": extras.command(",".join(missing)) if missing else None,
     }
+
+
+def timing() -> tuple[list[dict[str, Any]], str]:
+    """How fast each runtime is, as `targets` tells it, and why none was timed. What is not remembered is
+    measured in a process of its own, which imports the runtimes and runs them."""
+    there = [each for each in speed.timeable() if not extras.fault(each.runtime)]
+    if known := speed.remembered(there):
+        return [speed.row(each, known[each.name]) for each in there], ""
+    if not there:
+        return [], "none can be imported"
+    command = [sys.executable, "-P", "-m", "nncompress.benchmarking.latency.target"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    try:
+        asked = subprocess.run(
+            [*command, *(each.name for each in there)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=LONGEST_TIMING,
+        )
+    except subprocess.TimeoutExpired:
+        return [], f"it takes more than {LONGEST_TIMING} s"
+    if asked.returncode:
+        return [], (asked.stderr.strip().splitlines() or [f"exit code {asked.returncode}"])[-1]
+    return json_text.loads(asked.stdout.splitlines()[-1]), ""
 
 
 def extensions() -> list[dict[str, str]]:
@@ -119,7 +156,11 @@ def _table(found: dict[str, Any]) -> RenderableType:
         column.no_wrap = False
     for row in found["devices"]:
         table.add_row(row["device"], row["runtime"], ", ".join(row["runs"]) or "–", row["note"])
-    lines.append(table)
+    lines += [table, Text()]
+    if found["speeds"]:
+        lines += [speed_table(found["speeds"]), Text()]
+    else:
+        lines.append(Text(f"no runtime is timed: {found['untimed']}"))
     if not cpu["int8"]:
         lines.append(Text("without int8 instructions, quantize --weight-bits 7 avoids overflow on x86"))
     for each in found["extensions"]:

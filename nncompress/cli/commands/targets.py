@@ -11,8 +11,9 @@ work = later("targets:targets")
 
 _HELP = """List the runtimes that --target names: what they take, whether they are here, which is fastest.
 
-Those that run .onnx files on this processor are timed on one small network, for two seconds; the result is
-remembered per machine and versions. The fastest one is where passes measure latencies without --target.
+Those that run .onnx files on this processor are timed on one small network, in every precision that they
+have here, for two seconds; the result is remembered per machine and versions. The fastest one in floats is
+where passes measure latencies without --target.
 
 Example:  nncompress targets
 """

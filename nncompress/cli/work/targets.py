@@ -10,9 +10,10 @@ from rich.text import Text
 from nncompress import extras
 from nncompress.benchmarking.latency.target import broken, fastest, speeds
 from nncompress.cli.console import print_json, progress, show
-from nncompress.report.tables import plain
+from nncompress.report.tables import plain, speed_table
 from nncompress.results import SCHEMA
 from nncompress.targets import TARGETS, Target
+from nncompress.targets.speed import row
 
 
 def targets(json: bool) -> None:
@@ -28,20 +29,18 @@ def targets(json: bool) -> None:
 
 def described() -> dict[str, Any]:
     """Everything that `targets` says, as JSON holds it."""
-    seconds, faults = speeds(), broken()
+    measured, faults = speeds(), broken()
     return {
         "schema": SCHEMA,
         "kind": "targets",
         "fastest": fastest(),
         "targets": [
             {
-                "name": each.name,
-                "title": each.title,
+                **row(each, measured.get(each.name)),
                 "files": list(each.suffixes),
                 "installed": each.installed,
                 "fault": faults.get(each.name),
                 "command": _command(each, each.name in faults),
-                "seconds": seconds.get(each.name),
                 "activations": each.activations,
                 "weights": each.weights,
                 "floats": each.floats,
@@ -67,13 +66,13 @@ def _table(found: dict[str, Any]) -> RenderableType:
     notes = []
     for each in found["targets"]:
         if each["seconds"]:
-            here = f"{each['seconds'] * 1e3:.2f} ms"
-            here += ", the fastest" if each["name"] == found["fastest"] else ""
+            here = "timed" + (", the fastest in floats" if each["name"] == found["fastest"] else "")
         elif each["fault"]:
             here = f"cannot be imported ({each['fault']}): {each['command']}"
         else:
             here = "installed, not timed" if each["installed"] else each["command"] or "files only"
         table.add_row(each["name"], each["title"], " ".join(each["files"]), here)
         notes += [Text(f"{each['name']}: {note}") for note in each["notes"]]
-    timed = "ms: a stack of convolutions in float32, one thread, CPU time; ratios of other networks differ"
-    return Group(table, Text(timed), Text(), *notes)
+    timed = [each for each in found["targets"] if each["seconds"]]
+    speeds = [Text(), speed_table(timed)] if timed else []
+    return Group(table, *speeds, Text(), *notes)

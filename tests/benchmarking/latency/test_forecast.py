@@ -13,10 +13,10 @@ from torch import nn
 
 from nncompress import export
 from nncompress.benchmarking.latency import layer as layer_latency
-from nncompress.benchmarking.latency import remembered
 from nncompress.benchmarking.latency.forecast import Forecast, forecast, half
 from nncompress.benchmarking.latency.layer_file import LayerShape
 from nncompress.cli import main
+from nncompress.files import remembered
 from nncompress.ir import Model
 from nncompress.passes import Context, Quantize
 from nncompress.progress import NullProgress

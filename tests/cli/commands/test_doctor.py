@@ -4,7 +4,9 @@ import sys
 
 from nncompress import extras
 from nncompress.cli.app import run
+from nncompress.cli.commands import doctor
 from nncompress.results import SCHEMA
+from nncompress.targets import speed
 
 
 def test_says_what_is_there_and_what_runs(capsys):
@@ -13,10 +15,57 @@ def test_says_what_is_there_and_what_runs(capsys):
     assert found["schema"] == SCHEMA
     assert found["versions"]["torch"] == extras.version("torch")
     assert {row["device"] for row in found["devices"]} >= {"CPU", "mobile"}
+    timed = {each["name"]: set(each["seconds_in"]) for each in found["speeds"]}
+    assert timed["ort-cpu"] == {"float32", "int8"}
+    assert found["untimed"] == ""
     assert run(["doctor"]) == 0
     text = capsys.readouterr().out
     assert "ONNX Runtime" in text
+    assert "fastest here: " in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+class Started:
+    """Processes that `doctor` starts to have runtimes timed, where nothing is remembered."""
+
+    def __init__(self, monkeypatch, tmp_path, faults, ends):
+        self.commands = []
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.setattr(extras, "fault", lambda module: faults.get(module, ""))
+        monkeypatch.setattr(doctor.subprocess, "run", self.run)
+        self._ends = ends
+
+    def run(self, command, **how):
+        self.commands.append(command)
+        return subprocess.CompletedProcess(command, *self._ends)
+
+
+def test_what_was_timed_before_is_told_without_a_measurement(monkeypatch, tmp_path):
+    started = Started(monkeypatch, tmp_path, {}, (0, "", ""))
+    there = speed.timeable()
+    speed.remember(
+        there, {each.name: speed.Speed("float32", {"float32": 1.0, "int8": 0.5}) for each in there}
+    )
+    timed, untimed = doctor.timing()
+    assert {each["seconds"] for each in timed} == {1.0}
+    assert untimed == ""
+    assert not started.commands
+
+
+def test_a_runtime_that_ends_its_process_ends_neither_doctor_nor_the_measurement_of_others(
+    monkeypatch, tmp_path
+):
+    started = Started(monkeypatch, tmp_path, {"openvino": "exit code -11"}, (0, "[]\n", ""))
+    assert doctor.timing() == ([], "")
+    (command,) = started.commands
+    assert command[-1] == "ort-cpu"
+    assert "openvino" not in command
+
+
+def test_why_no_runtime_is_timed_is_said(monkeypatch, tmp_path, capsys):
+    Started(monkeypatch, tmp_path, {}, (-11, "", ""))
+    assert run(["doctor"]) == 0
+    assert "no runtime is timed: exit code -11" in capsys.readouterr().out
 
 
 def test_one_command_adds_what_is_missing(monkeypatch, capsys):

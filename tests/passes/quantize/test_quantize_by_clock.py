@@ -11,8 +11,8 @@ from torch import nn
 from nncompress import pipeline
 from nncompress.analysis.int8_cut import Times, layers_in_float
 from nncompress.benchmarking.latency import layer as layer_latency
-from nncompress.benchmarking.latency import remembered
 from nncompress.errors import UsageError
+from nncompress.files import remembered
 from nncompress.ir import Model
 from nncompress.ir.formats.samples import samples_of
 from nncompress.ir.layers.weights import layers

@@ -11,32 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from nncompress.benchmarking.environment import environment
 from nncompress.errors import OutputError
 from nncompress.files.bounded_text import Unreadable, read_json
 from nncompress.files.folders import cache_folder, make_folder
 from nncompress.files.json_file import write_json
-from nncompress.runtimes import RUNTIMES
-
-MACHINE = ("cpu", "architecture", "cores", "instruction_sets")  # of `environment`: what latency depends on
-
-
-def machine() -> dict[str, Any]:
-    """What latencies depend on: they are compared within one machine."""
-    here = environment()
-    return {name: here[name] for name in MACHINE}
-
-
-def version(runtime: str) -> str:
-    """Of a runtime's module: its distribution may have several names (onnxruntime, onnxruntime-gpu).
-
-    One that another package adds is as old as that: "shrink-tools 1.2".
-    """
-    return RUNTIMES.origin(runtime) or str(getattr(import_module(runtime), "__version__", ""))
 
 
 class Remembered:
