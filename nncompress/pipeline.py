@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 from typing import Any
 
 from nncompress.analysis.cost import Cost, cost
-from nncompress.analysis.distance.drift import BOUND, Reference, Samples, amount
+from nncompress.analysis.distance.drift import BOUND, Reference, Samples, amount, beyond_bound
 from nncompress.analysis.observe.batch_size import largest_batch
 from nncompress.benchmarking.latency.model import speed_note
 from nncompress.benchmarking.latency.target import clocked, floats_in
@@ -73,7 +73,7 @@ class Step:
             "before": self.before.totals(),
             "after": self.after.totals(),
             "drift": [row.to_json() for row in self.drift],
-            "samples": {"count": self.samples.count, "origin": self.samples.origin},
+            "samples": self.samples.to_json(),
             "seconds": round(self.seconds, 3),
             "notes": self.notes,
             "warnings": self.warnings,
@@ -302,10 +302,7 @@ def _near(
 
 def drift_warning(each: Pass, now: float, before: float, worst: Mapping[str, float], samples: Samples) -> str:
     """How far the outputs have moved, which layers did it, and what would have kept them."""
-    text = f"{each.name}: the outputs are {now:.0%} away from the original's {samples}, more than {BOUND:.0%}"
-    if before > BOUND / 2:
-        text += f" ({before:.0%} before this pass)"
-    text += ": the model may no longer do what it did."
+    text = f"{each.name}: {beyond_bound(now, samples, before)}"
     if worst:
         effects = ", ".join(f"{name} moves them by {share:.0%}" for name, share in worst.items())
         text += f" By itself, {effects}."

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 
 from nncompress.data.fit import CHANNELS, Conversion
 from nncompress.data.source import Source
+from nncompress.dtypes import dtype_name
 
 LOOKED_AT = 16  # samples
+MOST_LOST = 0.5  # of what samples differ by, in another precision
 
 
 def assumptions(
@@ -23,6 +26,8 @@ def assumptions(
     inputs, labels = source.read(np.arange(min(LOOKED_AT, len(source))))
     found = [f"{spec}: {note}" for note in getattr(source, "notes", ())]
     found += [] if fixed_batch is None else _left_over(spec, len(source), fixed_batch)
+    for conversion, array in zip(conversions, inputs):
+        found += _rounded(spec, conversion, array)
     if not asked:
         for conversion, array in zip(conversions, inputs):
             found += _pixels(spec, conversion, array)
@@ -44,6 +49,22 @@ def _left_over(spec: str, samples: int, batch: int) -> Iterator[str]:
     if left:
         which = "sample is" if left == 1 else f"{left} samples are"
         yield f"{spec}: the model takes batches of {batch} only, the last {which} left out of {samples}"
+
+
+def _rounded(spec: str, conversion: Conversion, array: np.ndarray) -> Iterator[str]:
+    """Numbers that differ by little of their size, as times in seconds do."""
+    if array.dtype.kind != "f" or not conversion.dtype.is_floating_point or len(array) < 2:
+        return
+    wide = torch.from_numpy(array.astype(np.float64)).flatten(1)
+    lost = (wide.to(conversion.dtype).to(wide.dtype) - wide).norm(dim=0)
+    apart = (wide - wide[0]).norm(dim=0)
+    rounded = int(((lost > MOST_LOST * apart) & (apart > 0)).sum())
+    if rounded:
+        yield (
+            f"{spec}: {conversion.field.name} is given to the model in {dtype_name(conversion.dtype)}, which "
+            f"rounds {rounded} of its {wide.shape[1]} values by more than {MOST_LOST:.0%} of what samples "
+            "differ by: subtract what they share, in the data and where the model is trained"
+        )
 
 
 def _pixels(spec: str, conversion: Conversion, array: np.ndarray) -> Iterator[str]:

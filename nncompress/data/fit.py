@@ -97,7 +97,21 @@ class Conversion:
             mean = torch.tensor(self.normalization.mean, dtype=x.dtype).reshape(per_channel)
             std = torch.tensor(self.normalization.std, dtype=x.dtype).reshape(per_channel)
             x = (x - mean) / std
-        return x.reshape(len(x), *self.shape).to(self.dtype)
+        given = x.reshape(len(x), *self.shape).to(self.dtype)
+        if given.dtype.itemsize < x.dtype.itemsize:
+            self._check_finite(x, given)
+        return given
+
+    def _check_finite(self, x: Tensor, narrowed: Tensor) -> None:
+        finite = x[x.isfinite()]
+        largest = float(finite.abs().max()) if finite.numel() else 0.0
+        if largest > torch.finfo(narrowed.dtype).max:
+            raise DataError(
+                f"{self.field.name} holds numbers that the model's dtype cannot",
+                got=f"{largest:.3g} ({self.field.dtype})",
+                expected=f"the range of {self.dtype}",
+                remedy="give the data on the scale that the model was trained on",
+            )
 
     def _to_integer(self, array: np.ndarray) -> Tensor:
         if self.dtype == torch.bool:

@@ -21,6 +21,7 @@ from nncompress.report.units import count, duration, share, size, times
 
 if TYPE_CHECKING:
     from nncompress.analysis.cost import Cost
+    from nncompress.analysis.distance.converted import Converted
     from nncompress.analysis.lowrank.spectrum import LayerSpectrum
     from nncompress.exporting import ExportReport
     from nncompress.ir import Model
@@ -182,12 +183,24 @@ def step(result: Step) -> RenderableType:
     if result.changes:
         lines.append(changes)
     lines.append(sums)
-    worst = max(result.drift, key=lambda d: d.amount, default=None)
-    if worst is not None:
-        lines.append(line(f"{_distance(worst)}, {result.samples}"))
+    lines += _moved(result)
     lines += [line(note) for note in result.notes]
-    lines += [line(f"warning: {warning}", style="yellow") for warning in result.warnings]
+    lines += _warned(result)
     return Group(*lines, Text())
+
+
+def moved(converted: Converted) -> RenderableType:
+    """How far another precision took the outputs."""
+    return Group(*_moved(converted), *_warned(converted))
+
+
+def _moved(result: Step | Converted) -> list[RenderableType]:
+    worst = max(result.drift, key=lambda d: d.amount, default=None)
+    return [] if worst is None else [line(f"{_distance(worst)}, {result.samples}")]
+
+
+def _warned(result: Step | Converted) -> list[RenderableType]:
+    return [line(f"warning: {warning}", style="yellow") for warning in result.warnings]
 
 
 def _distance(drift: Drift) -> str:

@@ -79,3 +79,20 @@ def test_a_token_that_the_table_has_no_row_for(token):
     with pytest.raises(DataError, match="no row for") as caught:
         list(api.dataset((ids,), model).batches(4))
     assert "0 to 19" in (caught.value.expected or "")
+
+
+def test_differences_that_the_models_precision_cannot_hold_are_told():
+    times = 1.7e9 + np.random.default_rng(0).random((8, 5))
+    (line,) = said(times)
+    assert "rounds 5 of its 5 values" in line
+    assert said(times - 1.7e9) == []
+    assert said(np.full((8, 5), 0.1)) == []
+
+
+def test_numbers_beyond_the_models_precision_are_refused():
+    model = Model.from_module(nn.Linear(5, 2), (torch.randn(2, 5),))
+    with pytest.raises(DataError, match="that the model's dtype cannot") as caught:
+        list(api.dataset((np.full((8, 5), 1e300),), model).batches(4))
+    assert caught.value.got == "1e+300 (float64)"
+    infinite = np.full((8, 5), -np.inf)
+    assert list(api.dataset((infinite,), model).batches(4))

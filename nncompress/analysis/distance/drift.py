@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from nncompress.analysis.cost import cost
@@ -55,6 +57,9 @@ class Samples:
         origin = "held-out" if held is not None else "given"
         return cls(tuple(inputs for inputs, _ in drawn), tuple(count for _, count in drawn), origin)
 
+    def to_json(self) -> dict[str, Any]:
+        return {"count": self.count, "origin": self.origin}
+
     def __str__(self) -> str:
         """on 64 held-out samples"""
         several = "s" if self.count != 1 else ""
@@ -88,8 +93,11 @@ class Reference:
         kept = len(self._outputs)
         self.samples = Samples(samples.batches[:kept], samples.counts[:kept], samples.origin)
 
-    def drift(self, model: Model, what: str) -> list[Drift]:
+    def drift(self, model: Model, what: str, *, other_floats: bool = False) -> list[Drift]:
         """Distance of every output of `model`.
+
+        Args:
+            other_floats: it may take and give floats of another width than the original, and is fed those.
 
         Raises:
             VerificationError: it does not run, or its outputs have another form, or values that are not
@@ -98,12 +106,36 @@ class Reference:
         distances = Distances(model.outputs)
         for inputs, before in zip(self.samples.batches, self._outputs):
             same = model is self._original  # was run and checked before
+            if other_floats:
+                inputs = tuple(x.to(spec.torch_dtype()) for x, spec in zip(inputs, model.inputs))
             now = before if same else outputs_checked(model, inputs, what, before)
+            if other_floats:
+                now, before = _in_the_wider(now, before), _in_the_wider(before, now)
             same_structure(now, before, what)
             distances.add(now, before)
         return distances.rows()
 
 
+def _in_the_wider(outputs: Sequence[Tensor], beside: Sequence[Tensor]) -> list[Tensor]:
+    """Floats in the wider of the two widths; the rest as it is."""
+    return [
+        a.to(torch.promote_types(a.dtype, b.dtype)) if a.is_floating_point() and b.is_floating_point() else a
+        for a, b in zip(outputs, beside)
+    ]
+
+
 def amount(rows: Sequence[Drift]) -> float:
     """The worst output's."""
     return max((row.amount for row in rows), default=0.0)
+
+
+def beyond_bound(now: float, samples: Samples, before: float = 0.0) -> str:
+    """That the outputs are farther from the original's than `BOUND`, in words.
+
+    Args:
+        before: how far they were before what is told of.
+    """
+    text = f"the outputs are {now:.0%} away from the original's {samples}, more than {BOUND:.0%}"
+    if before > BOUND / 2:
+        text += f" ({before:.0%} before this pass)"
+    return f"{text}: the model may no longer do what it did."

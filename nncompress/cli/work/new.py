@@ -40,6 +40,6 @@ def new(
     if target.suffix.lower() == ".pt2":
         model_files.begin_session(target)
     if json:
-        print_json({"schema": SCHEMA, "kind": "export", **report.to_json()})
+        print_json({"schema": SCHEMA, "kind": "export", **report.to_json(), "converted": None})
     else:
         show(tables.written(report))

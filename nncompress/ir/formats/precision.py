@@ -125,7 +125,9 @@ def _convert_tensors(
             raise UnsupportedError(
                 f"{name} holds values beyond {largest:g}, the largest of {dtype_name(dtype)}",
                 got=f"{float(peak):.3g}",
-                remedy="keep float32, quantize to int8, or take bfloat16, which has the range of float32",
+                remedy="leave --precision out: it needs the range of float64"
+                if dtype == torch.float32
+                else "keep float32, quantize to int8, or take bfloat16, which has the range of float32",
             )
     for name, tensor in wide.values():
         edit.replace_tensor(model, name, tensor.to(dtype))
