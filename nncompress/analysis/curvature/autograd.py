@@ -75,7 +75,7 @@ def differentiable_outputs(model: Model) -> Iterator[list[str]]:
         raise UsageError(
             "no output of the model has a gradient",
             got=f"{', '.join(model.outputs)}: whole numbers that no real ones lead to",
-            remedy="--criterion l2, without --data",
+            remedy="choose by the weights alone: nncompress prune-nodes MODEL --criterion l2 --ratio 0.3",
         )
     if not behind:
         yield []

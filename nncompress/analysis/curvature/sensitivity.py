@@ -64,7 +64,7 @@ def output_gradients(
         raise UnsupportedError(
             "this model cannot be differentiated",
             got=str(error).splitlines()[0],
-            remedy="minimise the error of each layer instead: --minimize layer",
+            remedy="minimise the error of each layer instead: nncompress factorize MODEL --minimize layer",
         ) from error
     progress.step("measuring what the output minds", samples, total)
     return {node: moment / max(samples, 1) for node, moment in found.items()}

@@ -35,6 +35,10 @@ class ByteBudget:
         self.taken += added
         return True
 
+    def leave(self, freed: int) -> None:
+        """So many bytes are kept no longer."""
+        self.taken -= freed
+
 
 def in_runs(items: Iterable[Item], bytes_of: Callable[[Item], dict[str, int]]) -> list[list[Item]]:
     """The items in order, cut into runs that fit in the budget (or of one item).

@@ -24,10 +24,14 @@ from nncompress.memory import most_bytes
 
 class Shelf:
     """Tensors that are needed again and again, in any order: in memory within the budget, beyond it in a
-    file, or in memory all the same where files have no room. What gives them keeps the shelf."""
+    file, or in memory all the same where files have no room. What gives them keeps them.
 
-    def __init__(self, budget: ByteBudget | None = None) -> None:
-        self._budget = budget or ByteBudget()
+    Args:
+        beside: another that lives at the same time, whose budget this one shares.
+    """
+
+    def __init__(self, budget: ByteBudget | None = None, *, beside: Shelf | None = None) -> None:
+        self._budget: ByteBudget = budget or (ByteBudget() if beside is None else beside._budget)
         self._file: IO[bytes] | None = None
 
     def keep(self, tensor: Tensor) -> Callable[[], Tensor]:
@@ -37,7 +41,7 @@ class Shelf:
             OutputError: neither files nor memory have room for it.
         """
         if self._budget.fits(tensor.nbytes):
-            return lambda: tensor
+            return self._in_memory(tensor)
         try:
             return self._written(tensor)
         except OutputError as error:
@@ -46,7 +50,14 @@ class Shelf:
                 raise
             line = f"{error.what}: {error.got}; up to {self._budget.limit / 2**30:.1f} GiB of memory instead"
             warnings.warn(line, Told, stacklevel=2)
-            return lambda: tensor
+            return self._in_memory(tensor)
+
+    def _in_memory(self, tensor: Tensor) -> Callable[[], Tensor]:
+        def given() -> Tensor:
+            return tensor
+
+        finalize(given, self._budget.leave, tensor.nbytes)
+        return given
 
     def _written(self, tensor: Tensor) -> Callable[[], Tensor]:
         values = np.ascontiguousarray(tensor.numpy())

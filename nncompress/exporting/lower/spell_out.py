@@ -124,13 +124,27 @@ def _cumprod(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor
 
 
 def _cummax(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    values = _scan(x, dim, torch.maximum, -inf if x.is_floating_point() else torch.iinfo(x.dtype).min)
-    return values, _last_place(_is(x, values), dim)
+    return _so_far(x, dim, torch.maximum, largest=True)
 
 
 def _cummin(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    values = _scan(x, dim, torch.minimum, inf if x.is_floating_point() else torch.iinfo(x.dtype).max)
-    return values, _last_place(_is(x, values), dim)
+    return _so_far(x, dim, torch.minimum, largest=False)
+
+
+def _so_far(
+    x: Tensor, dim: int, join: Callable[[Tensor, Tensor], Tensor], *, largest: bool
+) -> tuple[Tensor, Tensor]:
+    if not x.dim():
+        return x.clone(), torch.zeros_like(x, dtype=torch.int64)
+    numbers = x.to(torch.int32) if x.dtype == torch.bool else x
+    low, high = (-inf, inf) if x.is_floating_point() else _ends(numbers.dtype)
+    values = _scan(numbers, dim, join, low if largest else high)
+    return values.to(x.dtype), _last_place(_is(numbers, values), dim)
+
+
+def _ends(dtype: torch.dtype) -> tuple[int, int]:
+    room = torch.iinfo(dtype)
+    return room.min, room.max
 
 
 def _is(x: Tensor, values: Tensor) -> Tensor:

@@ -104,7 +104,7 @@ class Factorize(Pass):
             raise UsageError(
                 "factorize: --loss-weight weighs layers against each other under a budget",
                 got=f"--{given[0]}" if given else "no budget",
-                remedy="--macs 0.7, or leave --loss-weight out",
+                remedy="--macs 0.7 alone as what is asked for, or leave --loss-weight out",
             )
 
     @property

@@ -64,7 +64,7 @@ class Prune(Pass):
         if self.scope != "global" and self.sparsity is None:
             raise UsageError(
                 f"prune: --scope {self.scope} is for --sparsity; other options look at each layer by itself",
-                remedy="leave --scope out, or add --sparsity 0.5",
+                remedy="leave --scope out, or say how much goes by --sparsity 0.5 alone",
             )
         if self.pattern is not None:
             parse_pattern(self.pattern)

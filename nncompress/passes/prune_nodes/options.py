@@ -130,7 +130,7 @@ class PruneNodes(Pass):
             raise UsageError(
                 "prune-nodes: --outliers takes the nodes that stand out, however many",
                 got=f"--round-to {self.round_to}",
-                remedy="leave --round-to out, or say how many nodes go: --ratio 0.1",
+                remedy="leave --round-to out, or say how many nodes go by --ratio 0.1 alone",
             )
         LossWeights(self.name, self.loss_weight)
         budget = set(given) & {"--macs", "--params", "--latency"}
@@ -138,13 +138,15 @@ class PruneNodes(Pass):
             raise UsageError(
                 "prune-nodes: --loss-weight weighs layers against each other under a budget",
                 got="--scope group" if budget else " and ".join(given) or "no budget",
-                remedy="--macs 0.7, or leave --loss-weight out",
+                remedy="leave --scope out"
+                if budget
+                else "--macs 0.7 alone as what is asked for, or leave --loss-weight out",
             )
         if self.share_lost is not None and self.scope == "global":
             raise UsageError(
                 "prune-nodes: --relative is a share of each group",
                 got="--scope global",
-                remedy="leave --scope out, or say how many nodes go: --ratio 0.1",
+                remedy="leave --scope out, or say how many nodes go by --ratio 0.1 alone",
             )
 
     def _has(self, name: str) -> bool:

@@ -131,7 +131,9 @@ class Quantize(Pass):
         if self.group_size is not None:
             self._check_groups()
         elif self.asymmetric:
-            raise UsageError("quantize: --asymmetric is for --group-size", remedy="add --group-size 32")
+            raise UsageError(
+                "quantize: --asymmetric is for --group-size", remedy="add --weight-bits 4 --group-size 32"
+            )
         given = [name for name in self.settings() if name != "mode"]
         if self.mode == "float16" and given:
             raise UsageError(

@@ -35,7 +35,7 @@ class GroupMoments:
                 self._lifted(problem, self._fitted[name].second, RIDGE_OF_FEW)
                 for problem, name in zip(problems, names)
             ]
-        parts, fitted, held, shares = Shelf(), [], [], []
+        parts, fitted, held, shares = Shelf(beside=self._shelf), [], [], []
         for name in names:
             ours, others = self._fitted[name], self._held[name]
             fitted.append(parts.keep(ours.second))

@@ -21,6 +21,7 @@ from torch import fx
 
 from nncompress.ir import Model
 from nncompress.ir.graph.ops import op_name
+from nncompress.ir.layers.weights import argument
 
 MOST_BYTES = 2**31 - 2**20  # of a file in one message
 
@@ -73,6 +74,7 @@ def _steps_of(model: Model) -> list[_Step]:
     """
     instead: dict[fx.Node, fx.Node] = {}
     codes: dict[fx.Node, set[_Step]] = {}
+    whole: dict[fx.Node, set[_Step]] = {}  # multiples of a step, which it does not round again
     found: dict[_Place, None] = {}
     for node in model.graph.nodes:
         read = set[_Step]().union(*(codes.get(each, ()) for each in node.all_input_nodes))
@@ -81,16 +83,26 @@ def _steps_of(model: Model) -> list[_Step]:
         if not (rounds or ends):
             if read:
                 codes[node] = read
+            if node.all_input_nodes and _moves(node):
+                whole[node] = whole.get(node.all_input_nodes[0], set())
             continue
         source, scale, zero, least, _, dtype = node.args[:6]
         if not isinstance(scale, float) or not isinstance(zero, int):
             raise _NotTold("the graph has steps that are computed")
         step = _Step(float(np.float32(scale)), zero - least, 8 * dtype.itemsize, least)
         instead[node] = instead.get(source, source)
-        _enter(step, node.name, instead[node], read if ends else None, found)
-        if rounds:
-            codes[node] = {step}
+        if ends or step not in whole.get(source, ()):
+            _enter(step, node.name, instead[node], read if ends else None, found)
+        (codes if rounds else whole)[node] = {step}
     return [step for _, step in found]
+
+
+def _moves(node: fx.Node) -> bool:
+    """What a target may do to codes in the place of values."""
+    if op_name(node) not in ("pad", "constant_pad_nd"):
+        return op_name(node) == "slice"
+    value = argument(node, len(node.target._schema.arguments) - 1)  # type: ignore[union-attr]
+    return not value and (op_name(node) != "pad" or argument(node, 2) == "constant")
 
 
 def _enter(
@@ -116,6 +128,7 @@ def _take_out(graph: onnx.GraphProto) -> list[_Step]:
     stored = {each.name: each for each in graph.initializer}
     instead: dict[str, str] = {}
     codes: dict[str, set[_Step]] = {}  # of activations; those of weights may be unpacked and moved, too
+    whole: dict[str, set[_Step]] = {}
     found: dict[_Place, None] = {}
     kept = []
     for node in graph.node:
@@ -127,13 +140,17 @@ def _take_out(graph: onnx.GraphProto) -> list[_Step]:
         if not (rounds or ends):
             if read:
                 codes.update(dict.fromkeys(node.output, read))
+            if node.op_type == "Pad" and read:
+                _pad_values(graph, node, stored, read)
+            elif node.op_type in ("Slice", "Pad"):
+                whole[node.output[0]] = whole.get(node.input[0], set())
             kept.append(node)
             continue
         step = _step_of(node, stored, read)
         instead[node.output[0]] = instead.get(node.input[0], node.input[0])
-        _enter(step, node.name or node.output[0], instead[node.output[0]], read if ends else None, found)
-        if rounds:
-            codes[node.output[0]] = {step}
+        if ends or step not in whole.get(node.input[0], ()):
+            _enter(step, node.name or node.output[0], instead[node.output[0]], read if ends else None, found)
+        (codes if rounds else whole)[node.output[0]] = {step}
     for node in kept:
         node.input[:] = [instead.get(name, name) for name in node.input]
     kept += [
@@ -144,6 +161,25 @@ def _take_out(graph: onnx.GraphProto) -> list[_Step]:
     _replace(graph.node, kept)
     _replace(graph.value_info, [])
     return [step for _, step in found]
+
+
+def _pad_values(
+    graph: onnx.GraphProto, pad: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto], read: set[_Step]
+) -> None:
+    """What codes are padded with becomes the number that it stands for.
+
+    Raises:
+        _NotTold: it is computed, or stands for several.
+    """
+    given = pad.input[2] if len(pad.input) > 2 else ""
+    if (given and given not in stored) or len(read) != 1:
+        raise _NotTold(f"{pad.name or pad.output[0]} pads codes with what is computed")
+    (step,) = read
+    code = int(numpy_helper.to_array(stored[given]).reshape(-1)[0]) if given else 0
+    value = np.float32(step.scale) * (code - step.zero - step.least)
+    name = f"{pad.output[0]}_value"
+    graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
+    pad.input[:] = [*pad.input[:2], name, *pad.input[3:]]
 
 
 def _step_of(node: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto], read: set[_Step]) -> _Step:

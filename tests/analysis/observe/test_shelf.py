@@ -38,3 +38,15 @@ def test_memory_holds_what_files_have_no_room_for(monkeypatch):
         assert all(torch.equal(read(), tensor) for read, tensor in zip(kept, tensors))
         with pytest.raises(OutputError, match="no room for"):
             shelf.keep(torch.randn(10_000))
+
+
+def test_shelves_beside_each_other_share_one_budget():
+    budget = ByteBudget(1000)
+    lasting, tensor = Shelf(budget), torch.randn(100)
+    passing = Shelf(beside=lasting)
+    kept = [passing.keep(tensor), lasting.keep(tensor), lasting.keep(tensor + 1)]
+    assert budget.taken == 2 * tensor.nbytes
+    assert torch.equal(kept[2](), tensor + 1)  # of a file
+    del kept[0]
+    assert budget.taken == tensor.nbytes
+    assert passing.keep(tensor)() is tensor

@@ -9,9 +9,12 @@ from records import Records
 from torch import nn
 
 from nncompress.exporting import write_onnx
+from nncompress.exporting.check.compare import differs_without_rounding
+from nncompress.exporting.check.onnxruntime import open_session, run
 from nncompress.ir import Model
 from nncompress.passes import Context, Quantize
 from nncompress.runtimes.onnx_files.unrounded import write_unrounded
+from nncompress.targets import TARGETS
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +27,11 @@ def written(tmp_path_factory):
     path = tmp_path_factory.mktemp("written") / "m.onnx"
     write_onnx(model, path)
     return model, path
+
+
+def _opened(path):
+    session = open_session(path, optimised=False)
+    return lambda inputs: run(session, inputs)
 
 
 def _pairs(graph):
@@ -89,3 +97,33 @@ def test_a_step_that_is_not_the_graphs_is_told(how, says, written, tmp_path):
     found = write_unrounded(model, tmp_path / "m.onnx", tmp_path / "floats.onnx")
     assert says in found
     assert bool(found) == bool(says)
+
+
+class Padded(nn.Module):
+    """A shortcut of fewer channels, and zeros laid around an image whose own zero is not the least code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 8, 3, 2)
+
+    def forward(self, x):
+        x = self.first(x)
+        shortcut = nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
+        return self.second(nn.functional.pad(x, (0, 1, 0, 1))) + shortcut
+
+
+@pytest.mark.parametrize("target", ["", "ort-cpu"])
+def test_codes_are_padded_with_what_stands_for_zero(target, tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(32, 3, 8, 8)
+    model = Model.from_module(Padded().eval(), (x[:2],))
+    Quantize(every_layer=True).apply(model, Context(data=Records((x,))))
+    model.refresh()
+    path = tmp_path / "m.onnx"
+    write_onnx(model, path, target=TARGETS[target] if target else None)
+    assert differs_without_rounding(model, path, _opened) == ""
+    file = onnx.load(path)
+    pad = [node for node in file.graph.node if node.op_type == "Pad"][-1]
+    _store(file.graph, pad, 2, lambda zero: zero + 9)
+    onnx.save(file, path)
+    assert "the file without rounding disagrees" in differs_without_rounding(model, path, _opened)
