@@ -24,7 +24,7 @@ def repair(
     """
     assert context.data is not None
     fit, held = fit_and_decide(model, context.data, context.batch_size, context.limit)
-    error = output_error(original, model, held)
+    error = output_error(original, model.outputs_of, held)
     pairs = [(t.name, layer_name(names[-1])) for t, names in stages.items() if len(t.layers) == 1]
     changes = []
     before = error()

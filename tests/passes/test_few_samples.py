@@ -9,6 +9,7 @@ from torch import nn
 
 import nncompress
 from nncompress import api, pipeline
+from nncompress.analysis.compensation.regression import Regression
 from nncompress.ir import Model
 from nncompress.passes import Context, PruneNodes
 from nncompress.recipe import parse_pass
@@ -61,3 +62,26 @@ def test_a_repair_on_few_samples_does_no_harm(samples):
 @pytest.mark.parametrize("text", PASSES)
 def test_enough_samples_are_none(text, tmp_path):
     assert warnings_of(text, 256, tmp_path) == []
+
+
+def test_only_layers_with_few_rows_are_fitted_once_more_to_judge_them(monkeypatch):
+    """A head sees a row per sample, convolutions many: what judges the head does not fit these again."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()),
+        *(nn.Conv2d(16, 32, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5)),
+    )
+    x = torch.randn(16, 3, 12, 12)
+    model = Model.from_module(net.eval(), (x[:2],))
+    solved = []
+    solve = Regression.solve
+
+    def counted(self, start, **how):
+        solved.append(self.count)
+        return solve(self, start, **how)
+
+    monkeypatch.setattr(Regression, "solve", counted)
+    data = nncompress.dataset(x.numpy(), model)
+    _, (step,) = pipeline.run(model, [PruneNodes(ratio=0.5)], Context(data=data))
+    assert any("1 of 3 fitted layers saw fewer rows" in warning for warning in step.warnings)
+    assert len(solved) == 3 + 1

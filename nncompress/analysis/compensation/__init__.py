@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from nncompress.analysis.compensation.cut import Cut, Fitted, without_data
-from nncompress.analysis.compensation.sequential import compensate
+from nncompress.analysis.compensation.sequential import compensate, cut_walk
 
-__all__ = ["Cut", "Fitted", "compensate", "without_data"]
+__all__ = ["Cut", "Fitted", "compensate", "cut_walk", "without_data"]

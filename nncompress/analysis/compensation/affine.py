@@ -99,18 +99,26 @@ class Affine:
         return (bias - mean) * own + self._model.tensor(self.norm.bias).detach().double()
 
     def stored(
-        self, matrix: Tensor, offset: Tensor | None, mean: Tensor | None = None, second: Tensor | None = None
+        self,
+        matrix: Tensor,
+        offset: Tensor | None,
+        mean: Tensor | None = None,
+        second: Tensor | None = None,
+        columns: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The stored tensors that make t = `matrix` x + `offset`, by name.
 
         Args:
             mean, second: E[x] [groups, d] and covariance [groups, d, d] of x: given them, the norm's running
                 statistics become those of the layer's new output, so that training starts where inference is.
+            columns: which ones of W `matrix` holds, and x these are of; the others are zero. None: all.
         """
         layer = self.layer
         old = layer.weight.value()
 
         def as_weight(value: Tensor) -> Tensor:
+            if columns is not None:
+                value = value.new_zeros(layer.matrix().shape).index_copy_(1, columns, value)
             return layer.from_matrix(value).to(old.dtype).contiguous()
 
         if self.norm is None:
@@ -124,11 +132,11 @@ class Affine:
         centre = torch.zeros_like(offset)
         variance = deviation.square() - self.norm.eps
         if mean is not None and second is not None:
-            grouped = raw.reshape(len(mean), -1, raw.shape[1])
+            grouped = raw.unflatten(0, (len(mean), -1))
             centre = (grouped @ mean[:, :, None]).flatten()
             variance = torch.einsum("god,gde,goe->go", grouped, second, grouped).flatten().clamp(min=0)
             deviation = (variance + self.norm.eps).sqrt()
-        silent = raw.abs().amax(1) == 0
+        silent = ~raw.any(1)
         scale = torch.where(silent, 0.0, self.scale() * deviation)
         shift = offset + (matrix * self._repeat(mean, len(matrix))).sum(1) if mean is not None else offset
         bias = torch.zeros_like(offset) if layer.bias is None else layer.bias.value().double()

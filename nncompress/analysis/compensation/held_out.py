@@ -42,10 +42,15 @@ def fit_and_decide(
     return fit, held or fit
 
 
-def output_error(original: Model, model: Model, batches: Sequence[Inputs]) -> Callable[[], float]:
-    """Mean squared difference of the outputs of `model`, as it is when called, in output variances.
+def output_error(
+    original: Model, outputs_of: Callable[..., Sequence[Tensor]], batches: Sequence[Inputs]
+) -> Callable[[], float]:
+    """Mean squared difference of the outputs of another model, as it is when called, in output variances.
 
     Infinities (masked scores) are no difference; of whole numbers it is the share that changed.
+
+    Args:
+        outputs_of: what it makes of inputs.
     """
     wanted = Outputs(original, batches)
     seen = [ChannelStatistics(0) for _ in original.outputs]
@@ -58,9 +63,9 @@ def output_error(original: Model, model: Model, batches: Sequence[Inputs]) -> Ca
         total, count = 0.0, 0
         with torch.no_grad():
             for inputs, old in wanted:
-                new = model.outputs_of(*inputs)
+                new = outputs_of(*inputs)
                 shares = [_share(a, b, v) for a, b, v in zip(new, old, variances)]
-                samples = count_samples(model.inputs, inputs)
+                samples = count_samples(original.inputs, inputs)
                 total += sum(shares) * samples / max(len(shares), 1)
                 count += samples
         return total / count

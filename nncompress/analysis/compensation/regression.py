@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from nncompress.analysis.importance.choices import Indices
-from nncompress.analysis.observe.moments import HELD_OUT, RIDGES, add_products, solve_towards
+from nncompress.analysis.observe.moments import HELD_OUT, RIDGES, add_products, downhill, solve_towards
 
 PULL = 1e-3  # where there are too few samples to hold any out
 TOLD = 64  # outputs of a group, spread evenly, that a pull is judged on
@@ -153,22 +151,19 @@ class Regression:
         return torch.zeros_like(sums.x), torch.zeros_like(sums.t)
 
     def solve(
-        self, start: Tensor, kept: Indices | None = None, *, ridge: float | None = None
+        self, start: Tensor, *, ridge: float | None = None, usual: float | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """W [groups, out, d], zero outside the columns `kept`, and b [groups, out], if `centred`.
+        """W [groups, out, d] and b [groups, out], if `centred`.
 
         Args:
             start: W before, [groups, out, d]: the ridge pulls towards it.
-            kept: None for all columns.
             ridge: weight of that pull, relative to the mean second moment; None takes what is best on the
                 samples held out.
+            usual: where to look for that first: the pull of a layer like this one.
         """
-        columns = torch.arange(start.shape[2]) if kept is None else torch.from_numpy(np.asarray(kept))
         start = start.double()
-        self.ridge = self._best(start, columns) if ridge is None else ridge
-        weight = torch.zeros_like(start)
-        second, cross = (moment[..., columns] for moment in self._moments)
-        weight[:, :, columns] = solve_towards(second[:, columns], cross, start[:, :, columns], self.ridge)
+        self.ridge = self._best(start, usual) if ridge is None else ridge
+        weight = solve_towards(*self._moments, start, self.ridge)
         return weight, self.offset(weight)
 
     def offset(self, weight: Tensor) -> Tensor | None:
@@ -177,22 +172,18 @@ class Regression:
             return None
         return self.target_mean - (weight @ self.mean[:, :, None])[:, :, 0]
 
-    def _best(self, start: Tensor, columns: Tensor) -> float:
-        """The pull with the least error on the samples held out, from the weakest on until none is better; of
-        some outputs, as one pull serves all: solving for each costs as much as the factorization."""
+    def _best(self, start: Tensor, usual: float | None) -> float:
+        """The pull with the least error on the samples held out, of some outputs, as one pull serves all:
+        solving for each costs as much as the factorization."""
         if not (self._fit and self._held and self._fit.count and self._held.count):
             return PULL
         centre = self._centre(self._fit)  # b is from the samples fitted to
-        second, cross = (moment[..., columns] for moment in self._fit.about(*centre))
-        unseen, wanted = (moment[..., columns] for moment in self._held.about(*centre))
+        (second, cross), (unseen, wanted) = self._fit.about(*centre), self._held.about(*centre)
         told = torch.linspace(0, start.shape[1] - 1, min(start.shape[1], TOLD)).round().long()
-        cross, wanted, start = cross[:, told], wanted[:, told], start[:, told][..., columns]
-        second, unseen = second[:, columns], unseen[:, columns]
-        best, least = PULL, float("inf")
-        for ridge in RIDGES:
+        cross, wanted, start = cross[:, told], wanted[:, told], start[:, told]
+
+        def error(ridge: float) -> float:
             weight = solve_towards(second, cross, start, ridge)
-            error = float(((weight @ unseen - 2 * wanted) * weight).sum())  # less E|t|²
-            if error >= least:
-                break
-            best, least = ridge, error
-        return best
+            return float(((weight @ unseen - 2 * wanted) * weight).sum())  # less E|t|²
+
+        return downhill(error, usual if usual in RIDGES else RIDGES[0])

@@ -16,8 +16,7 @@ that come out go into it, and cutting the zeros away changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -42,7 +41,7 @@ from nncompress.analysis.observe.patches import (
     samples_of,
 )
 from nncompress.analysis.observe.residual import Branch
-from nncompress.analysis.observe.walk import Env
+from nncompress.analysis.observe.walk import Env, Walk
 from nncompress.ir import Model
 from nncompress.ir.graph.inputs import count_samples
 from nncompress.ir.layers.weights import Layer, layers
@@ -67,6 +66,8 @@ def compensate(
     seed: int = 0,
     ridge: float | None = None,
     budget: ByteBudget | None = None,
+    rest: Fitted | None = None,
+    only: Collection[str] = (),
     progress: Progress,
 ) -> Fitted:
     """Fit every layer behind the cut.
@@ -79,6 +80,7 @@ def compensate(
         ridge: pull towards the weights before, relative to the mean second moment of a layer's input;
             None: in each layer what is best on samples held out.
         budget: what activations that are kept may take; the rest is computed again, to the same result.
+        rest: an earlier result, whose weights all layers keep but those that `only` names.
     """
     return _Walk(
         model,
@@ -91,8 +93,19 @@ def compensate(
         seed,
         ridge,
         budget or ByteBudget(),
+        rest,
+        only,
         progress,
     ).run()
+
+
+def cut_walk(couplings: Couplings, cut: Cut, fitted: Fitted) -> Walk:
+    """Makes of inputs what the model makes once it is cut."""
+    walk = Walk(ZeroedReference(couplings, cut.units))
+    walk.weights = fitted.weights
+    for branch, constant in zip(cut.branches, fitted.constants, strict=True):
+        walk.instead[branch.add] = _without(branch, constant)
+    return walk
 
 
 class _Walk:
@@ -108,6 +121,8 @@ class _Walk:
         seed: int,
         ridge: float | None,
         budget: ByteBudget,
+        rest: Fitted | None,
+        only: Collection[str],
         progress: Progress,
     ) -> None:
         self._model, self._cut, self._ridge, self._progress = model, cut, ridge, progress
@@ -123,6 +138,7 @@ class _Walk:
         self._skipped = {layer.name for b in cut.branches for layer in b.layers}
         self._constants: list[Tensor | None] = [None] * len(cut.branches)
         self._rows: list[Rows] = []
+        self._usual: float | None = None  # the pull of the layer before: the next one's is about the same
         self._all = [layer for layer in layers(model) if layer.name not in self._skipped]
         self._changed = self._reached()
         reasons = {n.name: why_not_fitted(model, n) for n in self._all if n.node in self._changed}
@@ -132,9 +148,12 @@ class _Walk:
             for layer in self._all
             if layer.node in self._changed and layer.name not in self._left
         }
+        if rest is not None:
+            self._keep(rest, only)
         self._pending = set(self._affines)
         ends = [affine.end for affine in self._affines.values()]
-        self._original.hold([*ends, *(b.add for b in self._sums.values()), *self._dropped])
+        sums = [branch.add for node, branch in self._sums.items() if node in self._affines]
+        self._original.hold([*ends, *sums, *self._dropped])
 
     def run(self) -> Fitted:
         """Walk the layers in graph order."""
@@ -146,6 +165,14 @@ class _Walk:
         self._leave_out(before=None)
         self._progress.step("compensating", len(self._affines), len(self._affines))
         return Fitted(dict(self._now.weights), self._constants, self._rows, self._left)
+
+    def _keep(self, rest: Fitted, only: Collection[str]) -> None:
+        """All layers but some have weights that were fitted before."""
+        anew = {node: each for node, each in self._affines.items() if each.layer.name in only}
+        named = {name for each in anew.values() for name in (each.layer.weight.name, *each.vectors())}
+        kept = {name: value for name, value in rest.weights.items() if name not in named}
+        self._now.weights = {**self._now.weights, **kept}
+        self._affines = anew
 
     def _reached(self) -> set[fx.Node]:
         """The nodes whose value the cut can change."""
@@ -177,33 +204,32 @@ class _Walk:
                 total, count = total + missing.double().sum(0), count + len(missing)
             constant = (total / count).to(y.dtype)
             self._constants[number] = constant
-            shape = [1] * y.dim()
-            shape[dim] = -1
-            self._now.instead[add] = partial(_shifted, branch.shortcut, constant.reshape(shape))
+            self._now.instead[add] = _without(branch, constant)
 
     # -- one layer -----------------------------------------------------------------------------------------
 
     def _fit(self, affine: Affine) -> None:
         layer, start = affine.layer, affine.matrix()
+        columns = torch.from_numpy(self._columns(layer, start.shape[1]))
+        start = start[:, columns].unflatten(0, (layer.groups, -1))
         rounds = ROUNDS if self._behind_relu and affine.intercept and rectified(self._followed(affine)) else 0
         regression, drawn, seen = Regression(centred=affine.intercept), [], 0
         examples = self._examples(affine, last=not rounds)
         for (read, wanted, beside), samples in zip(examples, self._samples, strict=True):
             drawn.append(draw_positions(layer, wanted, POSITIONS * samples, self._generator))
-            rows = filter_rows(layer, read, drawn[-1])
+            rows = filter_rows(layer, read, drawn[-1])[..., columns]
             numbers = seen + samples_of(layer, wanted, samples, drawn[-1])
             regression.add(rows, output_rows(layer, wanted - beside, drawn[-1]), numbers)
             seen += samples
-        columns = self._columns(layer, rows.shape[2])
-        matrix, offset = self._solved(affine, start, columns, regression)
+        matrix, offset = self._solved(affine, start, regression)
         means = regression.target_mean.flatten()
         for left in reversed(range(rounds)):
             assert offset is not None
-            regression.aim(self._as_good(affine, drawn, matrix, offset, last=not left))
-            matrix, offset = self._solved(affine, start, columns, regression)
+            regression.aim(self._as_good(affine, drawn, columns, matrix, offset, last=not left))
+            matrix, offset = self._solved(affine, start, regression)
         self._rows.append(Rows(layer.name, regression.count, len(columns), seen))
         gone = list(self._cut.writes.get(layer.name, ()))
-        flat = matrix.reshape(-1, matrix.shape[2])
+        flat = matrix.flatten(0, 1)
         flat[gone] = 0
         shift = None
         if offset is not None:
@@ -211,33 +237,38 @@ class _Walk:
             shift[gone] = means[gone]
         self._now.weights = {
             **self._now.weights,
-            **affine.stored(flat, shift, regression.mean, regression.second),
+            **affine.stored(flat, shift, regression.mean, regression.second, columns),
         }
 
-    def _solved(
-        self, affine: Affine, start: Tensor, columns: Indices, regression: Regression
-    ) -> tuple[Tensor, Tensor | None]:
+    def _solved(self, affine: Affine, start: Tensor, regression: Regression) -> tuple[Tensor, Tensor | None]:
         """W [groups, out, in], of the form that is wanted, and b; with the pull that was found at first."""
         ridge = self._ridge if regression.ridge is None else regression.ridge
-        start = start.reshape(affine.layer.groups, -1, start.shape[1])
-        matrix, offset = regression.solve(start, columns, ridge=ridge)
+        matrix, offset = regression.solve(start, ridge=ridge, usual=self._usual)
+        self._usual = regression.ridge
         if affine.layer.name in self._projections:
-            matrix = self._projected(affine, matrix, columns, regression)
+            matrix = self._projected(affine, matrix, regression)
             offset = regression.offset(matrix)
         return matrix, offset
 
     def _as_good(
-        self, affine: Affine, drawn: Sequence[Tensor | None], matrix: Tensor, offset: Tensor, *, last: bool
+        self,
+        affine: Affine,
+        drawn: Sequence[Tensor | None],
+        columns: Tensor,
+        matrix: Tensor,
+        offset: Tensor,
+        *,
+        last: bool,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The rows as they were drawn, and the nearest targets that are as good behind a ReLU."""
         layer = affine.layer
         for (read, wanted, beside), positions in zip(self._examples(affine, last=last), drawn, strict=True):
-            rows = filter_rows(layer, read, positions)
+            rows = filter_rows(layer, read, positions)[..., columns]
             found = rows @ matrix.mT.to(rows.dtype) + offset[:, None].to(rows.dtype)
             added = output_rows(layer, beside.expand_as(wanted), positions)
             yield rows, as_good(output_rows(layer, wanted, positions), found + added) - added
 
-    def _projected(self, affine: Affine, matrix: Tensor, columns: Indices, regression: Regression) -> Tensor:
+    def _projected(self, affine: Affine, matrix: Tensor, regression: Regression) -> Tensor:
         """The weight [1, out, in] of the wanted form that is nearest to the solution, among what stays."""
         layer = affine.layer
         stays = np.ones(matrix.shape[1], bool)
@@ -247,10 +278,9 @@ class _Walk:
         stays[list(self._cut.writes.get(layer.name, ()))] = False
         rows = np.flatnonzero(stays)
         scale = affine.scale()[rows][:, None]  # the norm does not count: it stands behind the factors
-        second = with_ridge(regression.second[0][np.ix_(columns, columns)], regression.ridge or 0.0)
-        found = self._projections[layer.name](matrix[0][np.ix_(rows, columns)] / scale, second, rows)
+        second = with_ridge(regression.second[0], regression.ridge or 0.0)
         near = torch.zeros_like(matrix)
-        near[0][np.ix_(rows, columns)] = scale * found
+        near[0, rows] = scale * self._projections[layer.name](matrix[0, rows] / scale, second, rows)
         return near
 
     def _followed(self, affine: Affine) -> fx.Node:
@@ -302,5 +332,15 @@ class _Walk:
         return np.flatnonzero(np.repeat(stays, width // len(stays)))
 
 
-def _shifted(source: fx.Node, constant: Tensor, env: Env) -> Tensor:
-    return env[source] + constant
+def _without(branch: Branch, constant: Tensor | None) -> Callable[[Env], Tensor]:
+    """What a residual sum is without the branch."""
+
+    def left(env: Env) -> Tensor:
+        value: Tensor = env[branch.shortcut]
+        if constant is None:
+            return value
+        shape = [1] * value.dim()
+        shape[branch.layers[-1].channel_dim] = -1
+        return value + constant.reshape(shape)
+
+    return left

@@ -24,6 +24,11 @@ class Rows:
     samples: int
 
     @property
+    def short(self) -> bool:
+        """Many weights fit them all."""
+        return 0 < self.count < self.inputs
+
+    @property
     def enough(self) -> int:
         """Samples that give as many rows as there are inputs."""
         return ceil(self.inputs * self.samples / self.count)
@@ -35,7 +40,7 @@ def too_few(name: str, fitted: Sequence[Rows]) -> str | None:
     Args:
         name: of the pass.
     """
-    short = [rows for rows in fitted if 0 < rows.count < rows.inputs]
+    short = [rows for rows in fitted if rows.short]
     if not short:
         return None
     worst = max(short, key=lambda rows: rows.inputs / rows.count)

@@ -298,6 +298,18 @@ def solve_towards(second: Tensor, cross: Tensor, start: Tensor, ridge: float) ->
     return solved(with_ridge(second, ridge), (cross + start * lift).mT).mT
 
 
+def downhill(error: Callable[[float], float], usual: float) -> float:
+    """The one of `RIDGES` with the least error, from a usual one on to one side: a try is a factorization."""
+    error = cache(error)
+    best = start = RIDGES.index(usual)
+    for step in (1, -1):
+        while 0 <= best + step < len(RIDGES) and error(RIDGES[best + step]) < error(RIDGES[best]):
+            best += step
+        if best != start:
+            break
+    return RIDGES[best]
+
+
 def held_out_ridge(fitted: Moments, held: Moments) -> float:
     """The ridge with which inputs make up best for each other, on samples that were held out.
 
@@ -311,17 +323,9 @@ def held_out_ridge(fitted: Moments, held: Moments) -> float:
     width = fitted.total.shape[-1]
     inputs = torch.linspace(0, width - 1, min(width, TOLD)).round().long()
 
-    @cache
-    def error(at: int) -> float:
-        """With that ridge of `RIDGES`."""
-        columns = fitted.inverse(RIDGES[at], inputs)  # P_:j
+    def error(ridge: float) -> float:
+        columns = fitted.inverse(ridge, inputs)  # P_:j
         own = columns[:, inputs, torch.arange(len(inputs))]
         return float(((columns * held.times(columns)).sum(-2) / own.square()).sum())
 
-    best = usual = RIDGES.index(RIDGE_OF_FEW)
-    for step in (1, -1):  # downhill, to one side: a try is a factorization of the whole moment
-        while 0 <= best + step < len(RIDGES) and error(best + step) < error(best):
-            best += step
-        if best != usual:
-            break
-    return RIDGES[best]
+    return downhill(error, RIDGE_OF_FEW)

@@ -141,7 +141,7 @@ def apply(options: PruneNodes, model: Model, context: Context) -> list[Change]:
     pruned, proof = apply_cut(model, cut, fitted, proven, verify=options.verify)
     if batches and context.data is not None and not fitted.layers and batch_norms(pruned):
         fit, held = fit_and_decide(model, context.data, context.batch_size, context.limit)
-        share, before, after = reestimate(pruned, fit, output_error(model, pruned, held))
+        share, before, after = reestimate(pruned, fit, output_error(model, pruned.outputs_of, held))
         if share:
             context.notes.append(
                 f"batch norms: {share:.0%} new statistics; squared error of the outputs, in their variances, "

@@ -2,16 +2,18 @@
 
 Fitted to fewer rows than a layer has inputs, weights are right about these rows and may be about nothing
 else. How strongly each layer is held where it was follows from samples held out of its fit; whether the whole
-helps, here from samples held out of all of them.
+helps, here from samples that the layers with few rows are fitted once more without (a head sees a row per
+sample, so this is the usual case: what has enough rows keeps its weights).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor
 
-from nncompress.analysis.compensation import Cut, Fitted, compensate, without_data
+from nncompress.analysis.compensation import Cut, Fitted, compensate, cut_walk, without_data
 from nncompress.analysis.compensation.held_out import HELD_OUT, fit_and_decide, output_error
 from nncompress.analysis.couplings import Couplings
 from nncompress.analysis.observe.enough import too_few
@@ -20,7 +22,6 @@ from nncompress.data import Dataset
 from nncompress.ir import Model
 from nncompress.ir.graph.inputs import count_samples
 from nncompress.passes.base import Context
-from nncompress.passes.cut import apply_cut
 
 Batches = Sequence[tuple[Tensor, ...]]
 
@@ -43,9 +44,7 @@ def compensated(
         batches: of `data`, all that may be fitted to.
     """
 
-    def fit(to: Batches) -> Fitted:
-        return compensate(model, couplings, cut, branches, to, seed=context.seed, progress=context.progress)
-
+    fit = partial(compensate, model, couplings, cut, branches, seed=context.seed, progress=context.progress)
     fitted = fit(batches)
     few = too_few(name, fitted.layers)
     if few is None:
@@ -59,8 +58,10 @@ def compensated(
             return fitted
         context.notes.append(f"{left}fewer than {HELD_OUT} samples cannot tell whether that helps")
         return bare
-    tried = [apply_cut(model, cut, each, None, verify=False)[0] for each in (bare, fit(some))]
-    without, repaired = (output_error(model, each, held)() for each in tried)
+    judged = fit(some, rest=fitted, only={rows.layer for rows in fitted.layers if rows.short})
+    without, repaired = (
+        output_error(model, cut_walk(couplings, cut, each).outputs, held)() for each in (bare, judged)
+    )
     if repaired < without:
         return fitted
     context.notes.append(

@@ -167,7 +167,7 @@ def _renew_statistics(original: Model, model: Model, context: Context) -> list[C
     """Batch-norm statistics for the shared weights, as far as they help on held-out samples."""
     assert context.data is not None
     fitted, held = fit_and_decide(model, context.data, context.batch_size, context.limit)
-    share, before, after = reestimate(model, fitted, output_error(original, model, held))
+    share, before, after = reestimate(model, fitted, output_error(original, model.outputs_of, held))
     numbers = {"error_before": before, "error_after": after, "share": share}
     if share:
         return [Change("batch norms", f"{share:.0%} new statistics", numbers)]

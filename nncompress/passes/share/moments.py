@@ -9,7 +9,7 @@ from functools import partial
 from torch import Tensor
 
 from nncompress.analysis.compensation.held_out import fit_and_decide
-from nncompress.analysis.observe.moments import RIDGE_OF_FEW, RIDGES, InputMoments, with_ridge
+from nncompress.analysis.observe.moments import RIDGE_OF_FEW, RIDGES, InputMoments, downhill, with_ridge
 from nncompress.analysis.observe.shelf import Shelf
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import Layer
@@ -58,19 +58,17 @@ def held_out_ridge(
     these, on inputs of moments `held`; of both one per problem, float64 [groups, in, in]."""
     judges = [replace(problem, moment=moment) for problem, moment in zip(problems, held)]
     powers = [max(judge.power(judge.weight), 1e-300) for judge in judges]
-    best, least = RIDGES[0], float("inf")
-    for ridge in RIDGES:
+
+    def error(ridge: float) -> float:
         lifted = [
             replace(problem, moment=partial(_ridged, moment, ridge))
             for problem, moment in zip(problems, fitted)
         ]
         found = fit(lifted, turns=1)
         moved = (judge.power(judge.weight - found.weight_of(k)) for k, judge in enumerate(judges))
-        error = sum(change / power for change, power in zip(moved, powers))
-        if error >= least:
-            break
-        best, least = ridge, error
-    return best
+        return sum(change / power for change, power in zip(moved, powers))
+
+    return downhill(error, RIDGES[0])
 
 
 def _ridged(moment: Callable[[], Tensor], ridge: float) -> Tensor:

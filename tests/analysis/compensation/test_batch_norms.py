@@ -14,7 +14,7 @@ def batches(count: int = 8, size: int = 16) -> list[tuple[torch.Tensor, ...]]:
 
 
 def renewed(changed, original, batches):
-    return reestimate(changed, batches[::2], output_error(original, changed, batches[1::2]))
+    return reestimate(changed, batches[::2], output_error(original, changed.outputs_of, batches[1::2]))
 
 
 def test_statistics_that_no_longer_fit_are_re_estimated():

@@ -8,7 +8,7 @@ from networks import NETWORKS, inputs, model, network
 from torch import nn
 from torch.nn import functional as F
 
-from nncompress.analysis.compensation import Cut, compensate, sequential, without_data
+from nncompress.analysis.compensation import Cut, compensate, cut_walk, sequential, without_data
 from nncompress.analysis.compensation.affine import Affine
 from nncompress.analysis.compensation.rectified import rectified
 from nncompress.analysis.couplings import ZeroedReference, find_couplings
@@ -17,6 +17,7 @@ from nncompress.analysis.observe.layerwise import LayerwiseRunner
 from nncompress.analysis.observe.residual import find_branches
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import layers
+from nncompress.passes.cut import apply_cut
 from nncompress.progress import NullProgress
 
 
@@ -136,6 +137,27 @@ def test_what_something_else_reads_is_not_only_for_a_relu():
 
     each = Model.from_module(Both(), (torch.randn(2, 4),))
     assert [rectified(layer.node) for layer in layers(each)] == [True, False]
+
+
+def test_some_layers_are_fitted_anew_and_the_rest_keep_their_weights():
+    _, each, x = perceptron()
+    cut = Cut({"a": [1, 4, 5]})
+    _, found = fitted(each, cut, x)
+    _, same = fitted(each, cut, x, rest=found, only={"c"})
+    _, other = fitted(each, cut, x[:128], rest=found, only={"c"})
+    assert [rows.layer for rows in same.layers] == ["c"]
+    assert all(torch.equal(value, same.weights[name]) for name, value in found.weights.items())
+    moved = {name for name, value in found.weights.items() if not torch.equal(value, other.weights[name])}
+    assert moved == {"c.weight", "c.bias"}
+
+
+def test_a_walk_without_what_goes_makes_what_the_cut_model_makes():
+    each, x = model("residual"), inputs("residual", 64)
+    couplings = find_couplings(each)
+    cut = Cut({couplings.groups[0].name: [0, 2]}, branches=find_branches(each)[:1])
+    for found in (without_data(each, cut), fitted(each, cut, x[0])[1]):
+        small, _ = apply_cut(each, cut, found, None, verify=False)
+        torch.testing.assert_close(cut_walk(couplings, cut, found).outputs(*x), small.outputs_of(*x))
 
 
 def test_a_twin_is_made_up_for_exactly():

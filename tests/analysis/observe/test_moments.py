@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from networks import inputs, model
@@ -13,6 +15,7 @@ from nncompress.analysis.observe.moments import (
     Moments,
     add_products,
     cholesky,
+    downhill,
     held_out_ridge,
     solve_towards,
     solved,
@@ -89,6 +92,19 @@ def test_groups_share_a_ridge_and_only_some_inputs_of_many_are_looked_at(samples
     assert held_out_ridge(*both) == held_out_ridge(seen(fitted), seen(held))
     monkeypatch.setattr("nncompress.analysis.observe.moments.TOLD", 10)
     assert held_out_ridge(*both) in RIDGES
+
+
+@pytest.mark.parametrize("usual", RIDGES)
+@pytest.mark.parametrize("least", RIDGES)
+def test_a_ridge_near_a_usual_one_is_found_in_few_tries(least, usual):
+    tried = []
+
+    def error(ridge):
+        tried.append(ridge)
+        return abs(math.log(ridge / least))
+
+    assert downhill(error, usual) == least
+    assert len(tried) == len(set(tried)) <= abs(RIDGES.index(usual) - RIDGES.index(least)) + 3
 
 
 def test_inputs_that_are_all_zero_ask_for_no_ridge_in_particular():

@@ -303,7 +303,7 @@ def test_repairs_are_measured_on_outputs_with_infinities_and_on_whole_numbers():
     torch.manual_seed(0)
     original = Model.from_module(Masked().eval(), (torch.randn(2, 6),))
     changed, x = original.copy(), torch.randn(40, 6)
-    error = repair.output_error(original, changed, [(x,)])
+    error = repair.output_error(original, changed.outputs_of, [(x,)])
     assert error() == 0
     with torch.no_grad():
         changed.tensor("layer.bias")[3] += 1

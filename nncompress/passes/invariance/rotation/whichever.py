@@ -57,7 +57,7 @@ def with_rotation(name: str, axes: Axes, model: Model, context: Context, work: W
     except UsageError as error:  # a budget that a model with one more table cannot keep
         against = error.what
     if not against:
-        errors = [output_error(original, each, held)() ** 0.5 for each in (model, turned)]
+        errors = [output_error(original, each.outputs_of, held)() ** 0.5 for each in (model, turned)]
         against = f"outputs err by {errors[1]:.2%}, without by {errors[0]:.2%}, on every fourth sample"
         if errors[1] < errors[0]:
             _become(model, turned)
