@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Group
@@ -46,20 +46,23 @@ def register(app: typer.Typer) -> None:
     app.command("doctor", help=_HELP)(doctor)
 
 
-def doctor(json: options.Json = False) -> None:
+def doctor(
+    timing: Annotated[bool, typer.Option(help="time the runtimes, unless that is remembered")] = True,
+    json: options.Json = False,
+) -> None:
     with progress() as bar:
         bar.step("asking and timing the runtimes", 0, None)
-        found = examination()
+        found = examination(timing)
     if json:
         print_json(found)
     else:
         show(_table(found))
 
 
-def examination() -> dict[str, Any]:
-    """Everything that `doctor` says, as JSON holds it."""
+def examination(timing: bool = True) -> dict[str, Any]:
+    """Everything that `doctor` says, as JSON holds it; without `timing` of times only what is remembered."""
     processor = devices.processor()
-    timed, untimed = timing()
+    timed, untimed = speeds(timing)
     missing = [name for name in extras.EXTRAS if not extras.installed(name) and _of_use(name)]
     return {
         "schema": SCHEMA,
@@ -86,7 +89,7 @@ def examination() -> dict[str, Any]:
     }
 
 
-def timing() -> tuple[list[dict[str, Any]], str]:
+def speeds(timing: bool) -> tuple[list[dict[str, Any]], str]:
     """How fast each runtime is, as `targets` tells it, and why none was timed. What is not remembered is
     measured in a process of its own, which imports the runtimes and runs them."""
     there = [each for each in speed.timeable() if not extras.fault(each.runtime)]
@@ -94,6 +97,8 @@ def timing() -> tuple[list[dict[str, Any]], str]:
         return [speed.row(each, known[each.name]) for each in there], ""
     if not there:
         return [], "none can be imported"
+    if not timing:
+        return [], "--no-timing"
     command = [sys.executable, "-P", "-m", "nncompress.benchmarking.latency.target"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:

@@ -46,7 +46,7 @@ def test_what_was_timed_before_is_told_without_a_measurement(monkeypatch, tmp_pa
     speed.remember(
         there, {each.name: speed.Speed("float32", {"float32": 1.0, "int8": 0.5}) for each in there}
     )
-    timed, untimed = doctor.timing()
+    timed, untimed = doctor.speeds(timing=False)
     assert {each["seconds"] for each in timed} == {1.0}
     assert untimed == ""
     assert not started.commands
@@ -56,7 +56,7 @@ def test_a_runtime_that_ends_its_process_ends_neither_doctor_nor_the_measurement
     monkeypatch, tmp_path
 ):
     started = Started(monkeypatch, tmp_path, {"openvino": "exit code -11"}, (0, "[]\n", ""))
-    assert doctor.timing() == ([], "")
+    assert doctor.speeds(timing=True) == ([], "")
     (command,) = started.commands
     assert command[-1] == "ort-cpu"
     assert "openvino" not in command
@@ -66,6 +66,13 @@ def test_why_no_runtime_is_timed_is_said(monkeypatch, tmp_path, capsys):
     Started(monkeypatch, tmp_path, {}, (-11, "", ""))
     assert run(["doctor"]) == 0
     assert "no runtime is timed: exit code -11" in capsys.readouterr().out
+
+
+def test_nothing_is_timed_where_that_is_not_wanted(monkeypatch, tmp_path, capsys):
+    started = Started(monkeypatch, tmp_path, {}, (0, "[]\n", ""))
+    assert run(["doctor", "--no-timing"]) == 0
+    assert "no runtime is timed: --no-timing" in capsys.readouterr().out
+    assert not started.commands
 
 
 def test_one_command_adds_what_is_missing(monkeypatch, capsys):
