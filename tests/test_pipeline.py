@@ -332,16 +332,18 @@ def test_passes_change_models_of_other_precisions(name, dtype):
     assert step.changed
 
 
-@pytest.mark.parametrize("name", ["prune", "cluster", "factorize", "prune-nodes"])
+@pytest.mark.parametrize("name", ["prune", "cluster", "factorize", "prune-nodes", "reduce", "quantize"])
 def test_an_empty_weight_is_left_alone(name):
     class Empty(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.a, self.none, self.b = nn.Linear(6, 8), nn.Linear(6, 0), nn.Linear(8, 3)
+            self.of_none = nn.Linear(0, 3, bias=False)
 
         def forward(self, x):
-            return self.b(torch.cat([torch.relu(self.a(x)), self.none(x)], 1))
+            return self.b(torch.cat([torch.relu(self.a(x)), self.none(x)], 1)) + self.of_none(x[:, :0])
 
+    options = {"prune-nodes": {"ratio": 0.3}, "reduce": {"macs": 0.8}}.get(name, {})
     model = Model.from_module(Empty().eval(), (torch.randn(2, 6),))
-    (step,) = pipeline.run(model, [PASSES[name]()], Context(data=Records((torch.randn(40, 6),))))[1]
-    assert all(not change.applied for change in step.changes if change.where == "none")
+    (step,) = pipeline.run(model, [PASSES[name](**options)], Context(data=Records((torch.randn(40, 6),))))[1]
+    assert all(not change.applied for change in step.changes if change.where in ("none", "of_none"))

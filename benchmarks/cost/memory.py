@@ -15,6 +15,7 @@ which take up to 30 here, are not taken for what is kept.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import subprocess
 import sys
@@ -28,6 +29,7 @@ import torch
 from torch import nn
 
 BUDGET = 32  # MiB
+PROBES = 7  # of so many `sensitivity` measures one
 HEAP = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 SIZES = {"wide": (64, (64, 256)), "unet": (192, (8, 48))}  # pixels; samples
 PASSES = (
@@ -42,7 +44,7 @@ PASSES = (
         "quantize:rounding=adaptive",
     ),
 )
-COMMANDS = (*PASSES, "eval", "train", "bench")
+COMMANDS = (*PASSES, "prune-nodes:ratio=0.3,rotate=true", "sensitivity", "eval", "train", "bench")
 
 
 class UNet(nn.Module):
@@ -136,6 +138,8 @@ def cell(name: str, data: str, pixels: str, command: str) -> None:
     from nncompress.ir import Model
     from nncompress.passes import Context
     from nncompress.recipe import parse_pass
+    from nncompress.search.records import Records
+    from nncompress.search.sensitivity import probes, sensitivity
     from nncompress.train import TrainSettings, train
 
     assert batch_size.BUDGET == budget.BUDGET
@@ -147,6 +151,10 @@ def cell(name: str, data: str, pixels: str, command: str) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     if command == "eval":
         nncompress.evaluate(model, data)
+    elif command == "sensitivity":
+        context = Context(data=dataset, limit=None)
+        probed = probes(model, context=context)[::PROBES]
+        sensitivity(model, probed, context, Records(None), math.inf, "error")
     elif command == "train":
         train(model, dataset, TrainSettings(epochs=1, batch=8))
     elif command == "bench":

@@ -16,6 +16,7 @@ from nncompress import extras
 # amx-tiles:         weights w as w − 1 with the zero point −1, where the processor that writes has AMX
 # unsigned-weights:  weights w as w + 128 with the zero point 128, where it has no VNNI and sums overflow
 # matrices:          products of more than a matrix as MatMul, where ONNX Runtime wants a Gemm over rows
+# biases:            products without a bias, or with one that all units share, with one that differs by 1e-30
 # lstm:              LSTMs by ONNX Runtime's own operator with int8 weights, which rounds every state
 # float16:           floats of an int8 file, since it computes in the types of the file
 # nbits:             weights of 4 bits by groups as operands of ONNX Runtime's own operators
@@ -27,6 +28,7 @@ Rewrite = Literal[
     "silu",
     "sums",
     "matrices",
+    "biases",
     "lstm",
     "amx-tiles",
     "unsigned-weights",
@@ -41,6 +43,7 @@ SAID: dict[str, str] = {
     "silu": "SiLUs as QuickGelu",
     "sums": "residual sums kept apart from layer norms",
     "matrices": "products of tokens as MatMul",
+    "biases": "biases of 1e-30 where there were none, without which its kernel reads foreign memory",
     "lstm": "LSTMs whose inputs and states are rounded at every step",
     "amx-tiles": "weights moved by one for AMX tiles",
     "unsigned-weights": "weights unsigned for a processor without VNNI",

@@ -21,7 +21,7 @@ TARGET = Target(
     clock="CPU time of the calling thread, one stream, interleaved",
     float_results=True,
     products=True,
-    rewrites=("matrices",),
+    rewrites=("matrices", "biases"),
     notes=(
         "the baseline that costs nothing is the float model as it comes: bfloat16 on AMX or AVX512-BF16",
         "quantize --target openvino rounds less than others need: elsewhere its layers may run in float",

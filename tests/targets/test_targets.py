@@ -41,6 +41,7 @@ def test_what_only_one_runtime_likes_belongs_to_one_target():
     assert owners == {rewrite: ["ort-cpu"] for rewrite in targets.SAID} | {
         "float16": ["tensorrt"],
         "matrices": ["openvino"],
+        "biases": ["openvino"],
         "nbits-floats": [],  # made of "nbits" where that is not right
     }
 

@@ -243,14 +243,14 @@ class Layer:
 
 
 def layers(model: Model) -> Iterator[Layer]:
-    """Every weighted op with a stored weight, in graph order."""
+    """Every weighted op with a stored weight that has values, in graph order."""
     seen: dict[str, int] = {}
     for node in model.graph.nodes:
         roles = roles_of(node)
         if roles is None:
             continue
         weight = weight_at(model, argument(node, roles.weight))
-        if weight is None:
+        if weight is None or not model.tensor(weight.name).numel():
             continue
         bias = weight_at(model, argument(node, roles.bias)) if roles.bias is not None else None
         name = layer_name(weight.name)

@@ -81,3 +81,15 @@ def test_padding_that_wraps_around_runs(tmp_path):
     np.testing.assert_allclose(
         open_artifact(tmp_path / "m.pte").run(x)[0], conv(x).detach().numpy(), rtol=1e-4, atol=1e-5
     )
+
+
+def test_a_mean_of_a_whole_image_is_written(tmp_path):
+    class Mean(nn.Conv2d):
+        def forward(self, x):
+            h = super().forward(x)
+            return h - h.mean() + h.mean(None, keepdim=True)
+
+    net, x = Mean(2, 3, 3).eval(), torch.randn(2, 2, 6, 6)
+    write(Model.from_module(net, (x,), dynamic_batch=False), tmp_path / "m.pte")
+    (got,) = open_artifact(tmp_path / "m.pte").run(x)
+    np.testing.assert_allclose(got, net(x).detach().numpy(), rtol=1e-4, atol=1e-5)

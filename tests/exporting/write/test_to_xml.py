@@ -253,6 +253,31 @@ def test_float64_that_it_does_not_run_is_refused_by_name_with_a_remedy_that_work
     assert run(["prune", "float32.pt2", "--sparsity", "0.5"]) == 0  # beside its original in float64
 
 
+@pytest.mark.parametrize("kind", ["none", "zeros", "matrix"])
+def test_int8_layers_over_rows_have_a_bias_that_its_kernel_reads(kind, tmp_path):
+    """Without one, or with zeros, its kernel of a chain of layers read memory that was nobody's."""
+
+    class Chain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Linear(8, 16, bias=kind == "zeros"), nn.Linear(16, 5)
+            if kind == "zeros":
+                nn.init.zeros_(self.first.bias)
+
+        def forward(self, x):
+            h = x @ self.first.weight.T if kind == "matrix" else self.first(x)
+            return self.head(torch.relu(h))
+
+    torch.manual_seed(0)
+    small = quantized(Model.from_module(Chain().eval(), (torch.randn(2, 8),)), every_layer=True)
+    write(small, tmp_path / "m.xml")
+    x = torch.randn(4, 8)
+    expected = small.outputs_of(x)[0].detach().numpy()
+    assert np.linalg.norm(open_artifact(tmp_path / "m.xml").run(x)[0] - expected) < 0.02 * np.linalg.norm(
+        expected
+    )
+
+
 def test_commands_take_it(model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write(model, "m.pt2")

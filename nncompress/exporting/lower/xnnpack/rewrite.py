@@ -198,7 +198,7 @@ def _added_channels(node: fx.Node) -> tuple[int, int] | None:
 def _keep_dims(mean: fx.Node) -> None:
     """The delegate averages [N, C, H, W] to [N, C, 1, 1] and nothing else."""
     source: Any = mean.args[0]
-    dims: Any = argument(mean, 1)
+    dims: Any = argument(mean, 1) or ()  # over all of them
     value = source.meta["val"]
     if value.dim() != 4 or not value.is_floating_point() or argument(mean, 2) or mean.kwargs:
         return

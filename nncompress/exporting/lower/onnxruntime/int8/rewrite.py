@@ -25,6 +25,7 @@ And for a target whose `rewrites` have them, since other kernels, or other machi
 | stride-2 Conv over few channels                 | stride-1 Conv over 2×2 blocks (`stem`)                  |
 | AveragePool of 8-bit values                     | depthwise Conv with weights of 1 (`lower_pools`)        |
 | MatMul of more than a matrix, Add of the bias   | the same, in float (`matrices`)                         |
+| Gemm without a bias, or the same for all units  | one with a bias that differs by 1e-30 (`lower_biases`)  |
 | LSTM of what is rounded to its own range        | DynamicQuantizeLSTM, of its own (`lower_recurrent`)     |
 | x · sigmoid(x) of 8-bit values                  | QuickGelu, of its own (`lower_silu`)                    |
 | channels that are no multiple of 16, or of 4    | zero channels up to the next (`lower_channels`)         |
@@ -52,6 +53,7 @@ from nncompress.exporting.lower.onnxruntime.int8.silu import lower_silu
 from nncompress.exporting.lower.onnxruntime.int8.stem import block_pads, fits, spread_kernel
 from nncompress.exporting.lower.onnxruntime.int8.tiles import lower_tiles
 from nncompress.exporting.lower.onnxruntime.weights import lower_weights
+from nncompress.exporting.lower.openvino.biases import lower_biases
 from nncompress.targets import Rewrite
 
 INT32_TOP = 2**31 - 1
@@ -93,6 +95,7 @@ def lower_int8(model: ir.Model, rewrites: Collection[Rewrite] = ()) -> dict[str,
         if node.op_type in ("Slice", "Pad"):
             _move_8_bit(graph, node)
     own = {"blocks": _gather_blocks, "pools": lower_pools, "channels": lower_channels, "silu": lower_silu}
+    own |= {"biases": lower_biases}
     applied = {name: lower(graph) for name, lower in own.items() if name in rewrites}
     recurrent = lower_recurrent(graph, integers="lstm" in rewrites)
     applied |= {"lstm": recurrent, "matrices": kept}
