@@ -43,6 +43,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from nncompress.exporting.lower.onnxruntime.dynamic import lower_dynamic
 from nncompress.exporting.lower.onnxruntime.edit import array, insert, producer, replace, store, turned
+from nncompress.exporting.lower.onnxruntime.int8.biases import lower_biases
 from nncompress.exporting.lower.onnxruntime.int8.channels import lower_channels
 from nncompress.exporting.lower.onnxruntime.int8.pools import lower_pools
 from nncompress.exporting.lower.onnxruntime.int8.products import gemm_over_rows, is_over_rows
@@ -53,7 +54,6 @@ from nncompress.exporting.lower.onnxruntime.int8.silu import lower_silu
 from nncompress.exporting.lower.onnxruntime.int8.stem import block_pads, fits, spread_kernel
 from nncompress.exporting.lower.onnxruntime.int8.tiles import lower_tiles
 from nncompress.exporting.lower.onnxruntime.weights import lower_weights
-from nncompress.exporting.lower.openvino.biases import lower_biases
 from nncompress.targets import Rewrite
 
 INT32_TOP = 2**31 - 1
