@@ -62,6 +62,11 @@ class Processor:
         return "sse4_1" in self.flags and not self.int8
 
     @property
+    def bfloat16(self) -> bool:
+        """It has instructions for products of bfloat16."""
+        return bool({"amx_bf16", "avx512_bf16"} & self.flags)
+
+    @property
     def vector(self) -> tuple[str, ...]:
         """Instructions for floats."""
         return tuple(name for flag, name in FLOAT_INSTRUCTIONS.items() if flag in self.flags)
@@ -202,10 +207,9 @@ def _openvino(found: Processor, int8: str) -> Ability:
     if not installed("openvino"):
         return Ability("CPU", "OpenVINO", (), "not installed")
     floats = ["float32"]
-    bfloat16 = bool({"amx_bf16", "avx512_bf16"} & found.flags)
-    floats += ["bfloat16"] if bfloat16 else []
+    floats += ["bfloat16"] if found.bfloat16 else []
     floats += ["float16"] if {"amx_fp16", "avx512_fp16"} & found.flags else []
-    by_itself = "; floats in bfloat16 unless told otherwise" if bfloat16 else ""
+    by_itself = "; floats in bfloat16 unless told otherwise" if found.bfloat16 else ""
     row = Ability("CPU", f"OpenVINO {version('openvino')}", (*floats, "int8"), int8 + by_itself)
     return _imported("openvino", row)
 

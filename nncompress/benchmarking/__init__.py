@@ -40,6 +40,7 @@ from nncompress.options import check_whole, shown
 from nncompress.progress import NullProgress, Progress
 from nncompress.results import BenchResult, CandidateResult, Estimate, OperatorTime, Samples
 from nncompress.runtimes import Runner
+from nncompress.runtimes.on_torch import kept_threads
 from nncompress.targets.written_for import notes as written_for
 
 __all__ = ["Candidate", "benchmark"]
@@ -48,6 +49,7 @@ SESSIONS = 8
 PARITY_SAMPLES = 16
 
 
+@kept_threads()
 def benchmark(
     candidates: Sequence[Candidate],
     *,

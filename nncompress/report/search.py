@@ -117,6 +117,7 @@ def trial(row: dict[str, Any], metric: Metric) -> str:
     steps = [_short(entry) for entry in row["recipe"]]
     if (how := row.get("trained")) is not None:
         told = f"{how['limit']} samples" if "limit" in how else f"{how['epochs']} epochs"
+        told += f" in {how['precision']}" if "precision" in how else ""
         after = next((i for i, each in enumerate(row["recipe"]) if each["name"] == "quantize"), len(steps))
         steps.insert(after, f"train ({told})")
     recipe = " → ".join(steps)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ class TorchRunner(Runner):
 
     Args:
         model: in evaluation mode.
-        threads: set for the whole process when a run begins (torch has one thread pool).
+        threads: set for the whole process when a bound call begins (torch has one thread pool).
     """
 
     def __init__(self, model: Model, threads: int) -> None:
@@ -29,6 +30,11 @@ class TorchRunner(Runner):
         self.threads = threads
         self.file_size = None
         self.least_batch = model.least_batch
+
+    def run(self, *inputs: Array) -> tuple[np.ndarray, ...]:
+        """Run once; afterwards the process has as many threads as it had."""
+        with kept_threads():
+            return super().run(*inputs)
 
     def _bind(self, inputs: tuple[Array, ...]) -> Call:
         tensors = tuple(x if isinstance(x, Tensor) else torch.from_numpy(x) for x in inputs)
@@ -48,3 +54,14 @@ class TorchRunner(Runner):
                 ) from problem
 
         return call
+
+
+@contextmanager
+def kept_threads() -> Iterator[None]:
+    """Afterwards torch has as many threads as it had: what is trained or fitted later has all of them."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)

@@ -6,12 +6,15 @@
     FOLDER/trained/KEY.pt2          the trained model, in float
 
 Trials that miss the bound by least and are better by the goal are put in a row, weakest cut first; which of
-them training saves is found by bisection, so `ROUNDS` trainings tell 2^ROUNDS − 1 candidates apart. A trained
-trial is a trial like any other. What quantizes comes after the training.
+them training saves is found by bisection, so `ROUNDS` trainings tell 2^ROUNDS − 1 candidates apart. Where a
+size or latency is asked for that no trial reached, it is the weakest cut that does. A trained trial is one
+like any other. What quantizes comes after the training.
 """
 
 from __future__ import annotations
 
+import itertools
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +23,7 @@ from typing import Any
 
 from nncompress import exporting, pipeline
 from nncompress.data import Dataset
+from nncompress.devices import processor
 from nncompress.errors import UsageError
 from nncompress.files.bounded_text import Unreadable, read_json
 from nncompress.files.folders import make_folder
@@ -28,19 +32,30 @@ from nncompress.ir import Model
 from nncompress.loading import load_model
 from nncompress.loading.json_schema import Check, Rejected, optional, plain, record
 from nncompress.passes import Context, Quantize
+from nncompress.progress import NullProgress
 from nncompress.search.candidates import Recipe
 from nncompress.search.records import data_key, key_of
 from nncompress.train import TrainSettings, train
+from nncompress.train.loss.remembered import ASKING
+from nncompress.train.precision import DTYPES
+from nncompress.train.state import EPOCH
 
 ROUNDS = 3  # trainings that the budget is spent on, at most
-TIMED = 4  # steps by which the speed is told
+TIMED = 5  # steps by which the speed is told
+AGAIN = 2  # epochs of these after the first
+GAIN = 0.8  # of the time in 32 bits: training in 16 has to take less to be worth it
 LABELLED = ("top1", "top5", "f1")  # metrics whose labels are in the loss, too
 MOST_EPOCHS = 1000
 
 
 def _settings(value: Any) -> dict[str, Any]:
     positive: Check = plain(int, lambda number: 0 < number < 2**31)
-    entry = record(epochs=positive, limit=optional(positive), teacher_weight=plain(float))(value)
+    entry = record(
+        epochs=positive,
+        limit=optional(positive),
+        teacher_weight=plain(float),
+        precision=optional(plain(str, lambda name: name in DTYPES)),
+    )(value)
     if not 0 <= entry["teacher_weight"] <= 1:
         raise Rejected("a share of the teacher beyond 0 … 1")
     found: dict[str, Any] = {key: given for key, given in entry.items() if given is not None}
@@ -142,39 +157,64 @@ class Trainer:
         return pipeline.run(model, recipe, replace(self._context, notes=[], warnings=[]))[0]
 
     def _affordable(self, cut: Model, seconds: float) -> dict[str, Any]:
-        """Epochs, and where one is too much the samples of one, by the time of a few steps."""
+        """Precision, epochs, and where one is too much the samples of one, by the time of a few steps."""
         data = self._data()
         batch = data.fixed_batch or TrainSettings().batch
         count = data.planned_samples() or len(data)
-        few, more = min(count, batch), min(count, (1 + TIMED) * batch)
-        epochs = 1 + TIMED if more == few else 1  # by steps alone: the start is in both
-        taken = [self._timed(cut, few, 1), self._timed(cut, few, 1), self._timed(cut, more, epochs)]
-        per_sample = max(taken[2] - taken[1], 1e-9) / (TIMED * few if more == few else more - few)
-        affordable = int(seconds / per_sample)
-        if affordable < count:
-            return {"epochs": 1, "limit": max(affordable // batch, 1) * batch}
-        return {"epochs": min(affordable // count, MOST_EPOCHS)}
+        names = ("fp32", "bf16") if processor().bfloat16 else ("fp32",)
+        speeds = {name: self._speed(cut, min(count, TIMED * batch), name) for name in names}
+        precision = min(speeds, key=lambda name: speeds[name][1] * (1 if name == "fp32" else 1 / GAIN))
+        asked, later = (per_step * count / min(count, batch) for per_step in speeds[precision])
+        settings: dict[str, Any] = {} if precision == "fp32" else {"precision": precision}
+        if seconds < asked + later:
+            steps = int(seconds / (asked + later) * count) // batch
+            return {"epochs": 1, "limit": max(steps, 1) * batch, **settings}
+        return {"epochs": min(int((seconds - asked) / later), MOST_EPOCHS), **settings}
 
-    def _timed(self, cut: Model, limit: int, epochs: int) -> float:
-        started = time.monotonic()
-        settings = TrainSettings(epochs=epochs, limit=limit, teacher_weight=self._teacher_weight)
-        train(cut, self._data(), settings, teacher=self._original)
-        return time.monotonic() - started
+    def _speed(self, cut: Model, samples: int, precision: str) -> tuple[float, float]:
+        """Seconds in which the teacher answers to a batch that it is asked for once, and of a step."""
+        clock = _Clock()
+        asked: dict[str, Any] = {"epochs": 1 + AGAIN, "limit": samples, "precision": precision}
+        settings = TrainSettings(**asked, teacher_weight=self._teacher_weight)
+        train(cut, self._data(), settings, teacher=self._original, progress=clock)
+        return clock.between(ASKING), clock.between(EPOCH)
 
     def _data(self) -> Dataset:
         assert self._context.data is not None
         return self._context.data
 
 
-def bisected(candidates: list[str], holds: Callable[[str], bool]) -> None:
+class _Clock(NullProgress):
+    """When each step of a training was begun."""
+
+    def __init__(self) -> None:
+        self._begun: list[tuple[str, float]] = []
+
+    def step(self, description: str, done: int, total: int | None) -> None:
+        self._begun.append((description, time.monotonic()))
+
+    def between(self, kind: str) -> float:
+        """The median time from one step of a kind to the next, in seconds; 0 where there are none."""
+        pairs = itertools.pairwise(self._begun)
+        taken = [later[1] - one[1] for one, later in pairs if one[0].startswith(kind)]
+        return statistics.median(taken) if taken else 0.0
+
+
+def bisected(candidates: list[str], seconds: float, holds: Callable[[str, float], bool]) -> None:
     """Try candidates, weakest first, until the strongest that holds is known, or `ROUNDS` are over.
 
+    Each training has twice the time of the one before: the first ones tell where to spend it. One candidate
+    has all of it.
+
     Args:
-        holds: carries one out; True where it keeps the bound.
+        seconds: for all trainings together.
+        holds: trains one for so many seconds; True where it keeps the bound.
     """
+    rounds = min(len(candidates).bit_length(), ROUNDS)
     low, high = 0, len(candidates)
-    for _ in range(ROUNDS):
+    for done in range(rounds):
         if low >= high:
             return
         middle = (low + high) // 2
-        low, high = (middle + 1, high) if holds(candidates[middle]) else (low, middle)
+        kept = holds(candidates[middle], seconds * 2**done / (2**rounds - 1))
+        low, high = (middle + 1, high) if kept else (low, middle)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +26,25 @@ from nncompress.analysis.metrics.base import Scores
 from nncompress.analysis.metrics.two_classes import assumption
 from nncompress.analysis.observe.residual import find_branches
 from nncompress.data import Dataset
-from nncompress.errors import NNCompressError, PromiseError, UsageError
+from nncompress.errors import UsageError
 from nncompress.files.json_file import write_json
 from nncompress.ir import Model
 from nncompress.loading.json_schema import listed, plain, record, table_with
 from nncompress.passes import Context
-from nncompress.recipe import make_pass
 from nncompress.runtimes import open_artifact
 from nncompress.search import trial
-from nncompress.search.candidates import Family, Recipe, families, recipe_key
-from nncompress.search.finetune import ROUNDS, Trainer, bisected, in_two, trained_key
+from nncompress.search.candidates import Family, families, recipe_key
+from nncompress.search.finetune import Trainer, bisected, trained_key
 from nncompress.search.layers_alone import effects_alone, slower_in_int8, wanted_probes
 from nncompress.search.loss import lost
 from nncompress.search.measure import metric_key
-from nncompress.search.promise import CONFIDENCE, Promise
+from nncompress.search.promise import CONFIDENCE, Promise, nothing_held, upper
 from nncompress.search.proposals import Proposals
 from nncompress.search.records import WAIT, Records, data_key, model_key, read
 from nncompress.search.refine import Refinement
 from nncompress.search.sensitivity import Effect
-from nncompress.search.trial import Bounds, Judge, upper
+from nncompress.search.trial import Bounds, Judge, recipe_of
+from nncompress.search.worth_training import WorthTraining
 from nncompress.version import __version__
 
 
@@ -88,6 +87,7 @@ class Search:
         self.judge = Judge(original, selection, context, bounds)
         self.trainer = Trainer(folder, original, bounds.metric, context)
         self.effects: tuple[Effect, ...] = ()
+        self.families: list[Family] = []
         self._unseen: Scores | None = None  # of the original on the unseen samples
 
     def run(
@@ -118,7 +118,8 @@ class Search:
 
         def searched() -> list[Family]:
             found = families(methods, self.effects, unit, by_time, slow, blocks)
-            return [each for each in found if self.bounds.admits(each.recipe(0.5))]
+            self.families = [each for each in found if self.bounds.admits(each.recipe(0.5))]
+            return self.families
 
         # what is the same everywhere needs no measurement of single layers, which in a deep model take hours
         self._try(Proposals(self.judge, searched()), (most + 1) // 2, _half_way(until), told)
@@ -178,10 +179,9 @@ class Search:
         Raises:
             UsageError: earlier ones were trained on other data, or it is not known how.
         """
-        each = seconds / ROUNDS
         self.trainer.check_data()
 
-        def holds(key: str) -> bool:
+        def holds(key: str, each: float) -> bool:
             recipe = recipe_of(self.trials.get(key) or {})
             name = trained_key(recipe, each)
             with self.trials.claimed(name) as ours:
@@ -191,41 +191,10 @@ class Search:
                     told(row)
             return self.judge.holds(self.trials.get(name) or {})
 
-        candidates = self._too_strong(told)
-        bisected(candidates, holds)
+        worth = WorthTraining(self.judge, self.trials, self.families, told)
+        candidates = worth.found(self.best(self._tried()))
+        bisected(candidates, seconds, holds)
         return bool(candidates)
-
-    def _too_strong(self, told: Callable[[dict[str, Any]], None]) -> list[str]:
-        """Cuts that lose too much, hold all other bounds and are better by the goal than the best, those that
-        lose least of them; none both better and safer than another, the weakest first."""
-        rows = {key: row for key, row in self.trials.all().items() if "trained" not in row}
-        best = self.best(rows)
-        least = inf if best is None else self.judge.goal(rows[best])
-        missed = [
-            key
-            for key, row in rows.items()
-            if {"lost", "failed"} & set(row) == {"lost"}
-            and not self.judge.holds(row)
-            and in_two(recipe_of(row))[0]
-        ]
-        found: list[str] = []
-        for key in sorted(missed, key=lambda key: (rows[key]["lost"], key)):
-            if len(found) == 2**ROUNDS - 1:  # as many as the rounds of bisection tell apart
-                break
-            row = rows[key]
-            if self.bounds.size is not None and row["size"] > self.bounds.size:
-                continue
-            if self.bounds.timed and self.judge.machine not in row.get("latency", {}):
-                try:  # of what loses too much, none was measured
-                    timed = self.judge.latency(self._model(key, row))
-                    row["latency"] = {**row.get("latency", {}), self.judge.machine: timed}
-                except NNCompressError as error:
-                    row["failed"] = error.what
-                    told(row)
-                self.trials.put(key, row)
-            if self.judge.within(row) and self.judge.goal(row) < least:
-                found, least = [*found, key], self.judge.goal(row)
-        return found
 
     def _model(self, key: str, row: dict[str, Any]) -> Model:
         recipe = recipe_of(row)
@@ -265,7 +234,8 @@ class Search:
         """
         wanted = self.sequence()
         if not wanted:
-            raise self._nothing_found()
+            rows = [row for row in self.trials.all().values() if "samples" in row]
+            raise nothing_held(rows, self.bounds.drop, self.judge.measure.metric, len(self.effects))
         asked = read(self.folder / "promises.json", PROMISES) or {"sequences": []}
         if wanted not in asked["sequences"]:
             asked["sequences"].append(wanted)
@@ -307,40 +277,6 @@ class Search:
             needed=None if bound is None else loss.needed(bound, confidence),
             looks=looks,
         )
-
-    def _nothing_found(self) -> PromiseError:
-        """Why no trial could be taken, and what would help."""
-        rows = [row for row in self.trials.all().values() if "samples" in row]
-        if not rows:
-            return PromiseError(
-                "optimize: no recipe could be carried out in the time given",
-                got=f"{len(self.effects)} measurements of single layers, which are kept",
-                remedy="the same command again, which goes on from there; or a longer --time",
-            )
-        closest = min(rows, key=upper)
-        asked = self.bounds.drop
-        if asked is None:
-            return PromiseError(
-                "optimize: no recipe tried keeps the bounds on size and latency",
-                got=f"{min(row['size'] for row in rows)} bytes at the least",
-                remedy="more --trials, or a larger bound",
-            )
-        needed, metric = closest.get("needed"), self.judge.measure.metric
-        more = f"about {2 * needed} samples in --data would do" if needed else "no number of samples would do"
-        return PromiseError(
-            f"optimize: of no recipe tried can it be said that it loses at most {metric.unit(asked)}",
-            got=f"the closest loses {metric.unit(closest['lost'])} on {closest['samples']} samples, at most "
-            f"{metric.unit(upper(closest))} with 95 % confidence; {more}",
-            remedy="more samples in --data, more --trials, or a larger --max-drop",
-        )
-
-
-def recipe_of(row: dict[str, Any]) -> Recipe:
-    """The passes of a trial."""
-    return tuple(
-        make_pass(entry["name"], {k: v for k, v in entry.items() if k != "name"}, "a trial")
-        for entry in row["recipe"]
-    )
 
 
 PROMISES = record(sequences=listed(listed(plain(str))))

@@ -47,6 +47,7 @@ from nncompress.search.candidates import Recipe, recipe_key
 from nncompress.search.finetune import TRAINED, in_two
 from nncompress.search.loss import lost
 from nncompress.search.measure import Measure
+from nncompress.search.promise import upper
 from nncompress.search.records import key_of
 
 FIRST = 4  # of so many samples, one is looked at first
@@ -107,6 +108,14 @@ _RECORD = json_schema.record(
     trained=optional(TRAINED),
     seconds=finite,
 )
+
+
+def recipe_of(row: dict[str, Any]) -> Recipe:
+    """The passes of a trial."""
+    return tuple(
+        make_pass(entry["name"], {k: v for k, v in entry.items() if k != "name"}, "a trial")
+        for entry in row["recipe"]
+    )
 
 
 @dataclass(frozen=True)
@@ -302,10 +311,16 @@ class Judge:
 
     def within(self, row: dict[str, Any]) -> bool:
         """The bounds on size and latency; a latency that was not measured on this machine holds none."""
-        here = row.get("latency", {}).get(self.machine)
-        slow = self.bounds.latency is not None and (here is None or here["seconds"] > self.bounds.latency)
-        large = self.bounds.size is not None and row["size"] > self.bounds.size
-        return not slow and not large
+        return self.excess(row) <= 1
+
+    def excess(self, row: dict[str, Any]) -> float:
+        """How many times the size or latency that is asked for it takes, of both the more; 0 where nothing
+        is asked."""
+        here = row.get("latency", {}).get(self.machine, {"seconds": math.inf})
+        slow = 0.0 if self.bounds.latency is None else here["seconds"] / self.bounds.latency
+        large = 0.0 if self.bounds.size is None else row["size"] / self.bounds.size
+        found: float = max(slow, large)
+        return found
 
     def goal(self, row: dict[str, Any]) -> float:
         """What is minimised."""
@@ -315,8 +330,3 @@ class Judge:
             here = row.get("latency", {}).get(self.machine)
             return float("inf") if here is None else here["share"]
         return row[self.bounds.goal]
-
-
-def upper(row: dict[str, Any]) -> float:
-    """The one-sided 95 % bound of what is lost; infinite where there is none."""
-    return row.get("at_most", math.inf)

@@ -35,6 +35,7 @@ from nncompress.train.graph import (
 from nncompress.train.growth.grow import Growing, Grown, Held
 from nncompress.train.growth.settings import GrowSettings
 from nncompress.train.loss.objective import Objective, Penalty
+from nncompress.train.loss.remembered import Remembered
 from nncompress.train.loss.teacher import Teacher
 from nncompress.train.loss.validation import HeldOut
 from nncompress.train.optimizer import carry_over, make_optimizer
@@ -48,7 +49,7 @@ from nncompress.train.quantized import (
 from nncompress.train.schedule import learning_rate
 from nncompress.train.seeds import derived_seed
 from nncompress.train.settings import TrainSettings
-from nncompress.train.state import State, TrainResult
+from nncompress.train.state import EPOCH, State, TrainResult
 from nncompress.version import __version__
 
 
@@ -75,7 +76,6 @@ class Run:
         self.group, self.device = Group.current(), device_of(settings.device)
         self.precision = Precision(settings.precision, self.device)
         self.state = State()
-
         self.growing = Growing.of(growth, model, dataset, settings, self.group, progress)
         self.held: Held | None = None  # what stays as it was after a growth, for a while
         settle_answer(model, dataset)
@@ -96,7 +96,8 @@ class Run:
             raise DataError(f"{dataset.spec} has no samples to train on")
         taught_by = None
         if teacher is not None:
-            taught_by = Teacher(teacher, model, settings, self.precision, self.device)
+            known = Remembered.of_run(dataset, settings, self.group.size, self.device, progress)
+            taught_by = Teacher(teacher, model, settings, self.precision, self.device, known)
         self.teacher = None if teacher is None else checkpoints.weights_digest(teacher)
         self.objective = Objective(settings, dataset, taught_by, self.group, self.batch_size)
 
@@ -235,7 +236,7 @@ class Run:
     def step(self, batch: Batch) -> None:
         """One update of the weights."""
         settings, state = self.settings, self.state
-        description = f"epoch {self.epoch + 1} of {settings.epochs}"
+        description = f"{EPOCH} {self.epoch + 1} of {settings.epochs}"
         if state.samples:
             description += f", loss {state.loss_sum / state.samples:.4g}"
         done = state.step - self.epoch * self.steps_per_epoch

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from nncompress.results import Result
 
+EPOCH = "epoch"  # what progress says of a step begins with
+
 
 @dataclass(frozen=True)
 class TrainResult(Result):

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from nncompress import exporting
+from nncompress.benchmarking import benchmark
+from nncompress.benchmarking.sessions import Candidate
 from nncompress.errors import DataError, ModelFileError, Told, UsageError
 from nncompress.ir import Model
 from nncompress.loading import load_model
@@ -92,3 +94,16 @@ def test_a_pair_that_a_killed_writer_left_half_replaced_is_never_read_as_it_is(m
         opened = read(tmp_path / "here" / "m.onnx")
     found = opened(x).detach() if isinstance(opened, Model) else opened.run(x)[0]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_process_has_as_many_threads_as_before(model):
+    """What is trained or fitted after a measurement has all of them."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        open_artifact(model, threads=1).run(torch.randn(5, 4))
+        assert torch.get_num_threads() == 3
+        benchmark([Candidate("original", model)], rounds=2, sessions=1)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

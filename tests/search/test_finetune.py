@@ -9,15 +9,21 @@ import numpy as np
 import pytest
 import torch
 
+from nncompress import pipeline
+from nncompress.analysis.cost import cost
 from nncompress.api import dataset
 from nncompress.cli.app import run
+from nncompress.devices import Processor
 from nncompress.errors import ExitCode, OutputError, UnsupportedError, UsageError
 from nncompress.loading import load_model
-from nncompress.passes import Context, PruneNodes, Quantize
+from nncompress.passes import Context, Factorize, PruneNodes, Quantize
 from nncompress.search import finetune
-from nncompress.search.finetune import bisected, trained_key
+from nncompress.search.candidates import SHARES, Family
+from nncompress.search.finetune import Trainer, bisected, trained_key
 from nncompress.search.optimize import Search
 from nncompress.search.trial import Bounds, Judge
+from nncompress.search.worth_training import WorthTraining
+from nncompress.train.loss.remembered import ASKING
 
 
 def answer(capsys, *arguments):
@@ -30,7 +36,7 @@ def test_cuts_that_are_too_strong_are_trained_and_made_again_by_the_commands(her
     shutil.copytree(effects, "m.optimize/sensitivity")
     search = ["optimize", "m.pt2", "--data", "val.npz", "--max-drop", "3", "--goal", "macs", "--trials", "1"]
     # how many epochs a budget allows, the machine says, unless it is settled
-    key = trained_key((PruneNodes(macs=0.525),), 20.0)
+    key = trained_key((PruneNodes(macs=0.525),), 60.0)  # one candidate has the whole budget
     settled = {"epochs": 12, "teacher_weight": 0.9}
     placed(f"trained/{key}.json", settled)
     code, out, err = answer(capsys, *search, "--finetune", "1", "--json")
@@ -52,36 +58,70 @@ def test_cuts_that_are_too_strong_are_trained_and_made_again_by_the_commands(her
     assert json.loads(out)["trials"] == found["trials"]  # resumed: nothing is trained twice
 
 
-@pytest.mark.parametrize("strongest", range(8))
-def test_the_strongest_that_training_saves_is_found_by_bisection(strongest):
-    """`strongest` of seven candidates hold; three trainings say how many."""
-    tried = []
+@pytest.mark.parametrize("candidates", [1, 2, 3, 5, 7])
+def test_the_strongest_that_training_saves_is_found_by_bisection(candidates):
+    """However many hold, as few trainings as can tell say how many, in the time that is given."""
+    for strongest in range(candidates + 1):
+        tried = {}
 
-    def holds(candidate):
-        tried.append(int(candidate))
-        return int(candidate) < strongest
+        def holds(candidate, seconds, tried=tried, strongest=strongest):
+            tried[int(candidate)] = seconds
+            return int(candidate) < strongest
 
-    bisected([str(i) for i in range(7)], holds)
-    assert len(tried) <= 3
-    assert max((each for each in tried if each < strongest), default=-1) == strongest - 1
+        bisected([str(i) for i in range(candidates)], 70.0, holds)
+        assert len(tried) <= candidates.bit_length()
+        assert max((each for each in tried if each < strongest), default=-1) == strongest - 1
+        assert sum(tried.values()) <= 70.0 + 1e-9
+        times = list(tried.values())
+        assert times == pytest.approx([times[0] * 2**k for k in range(len(times))])
+    assert times[0] == pytest.approx(70.0 / (2 ** candidates.bit_length() - 1))
 
 
-def test_the_time_of_a_few_steps_says_how_much_is_trained(here, monkeypatch):
+@pytest.mark.parametrize("bfloat16", [1.0, 0.9, 0.5])
+def test_the_time_of_a_few_steps_says_how_much_is_trained_and_how_precisely(here, monkeypatch, bfloat16):
+    """A step takes 1 s, for each batch that the teacher answers half as long; in bf16 that times `bfloat16`,
+    which is taken where it gains much."""
     original = load_model("m.pt2")
-    seconds = iter([100.0, 5.0, 5.0 + 4 * 128 * 0.01] * 2)  # 10 ms per sample, after a start of 5 s
-    monkeypatch.setattr(finetune.Trainer, "_timed", lambda *_: next(seconds))
+
+    def speed(trainer, cut, samples, precision):
+        return tuple(part * (bfloat16 if precision == "bf16" else 1) for part in (0.5, 1.0))
+
+    monkeypatch.setattr(finetune.Trainer, "_speed", speed)
+    monkeypatch.setattr(finetune, "processor", lambda: Processor("one", 1, frozenset({"avx512_bf16"})))
     context = Context(data=dataset("val.npz", original), limit=512)
     trainer = finetune.Trainer(here / "folder", original, "rmse", context)
-    assert trainer.settings("a", original, 95.0) == {"epochs": 3, "teacher_weight": 1.0}  # of 3,000 samples
-    assert trainer.settings("a", original, 1.0) == {"epochs": 3, "teacher_weight": 1.0}  # settled
-    assert trainer.settings("b", original, 6.0) == {"epochs": 1, "limit": 512, "teacher_weight": 1.0}
+    share, how = (0.5, {"precision": "bf16"}) if bfloat16 < 0.8 else (1, {})
+    three = {"epochs": 3, "teacher_weight": 1.0, **how}
+    steps = 3000 / 128
+    assert trainer.settings("a", original, 3.6 * steps * share) == three
+    assert trainer.settings("a", original, 1.0) == three  # settled
+    few = {"epochs": 1, "limit": 512, "teacher_weight": 1.0, **how}
+    assert trainer.settings("b", original, 4.1 * 1.5 * share) == few
     context = replace(context, data=dataset("few.npz", original))  # all 60 samples are one batch
-    monkeypatch.setattr(finetune.Trainer, "_timed", lambda *of: 5.0 + of[2] * of[3] * 0.01)
     few = finetune.Trainer(here / "few", original, "top1", context)
-    assert few.settings("c", original, 6.1) == {"epochs": 10, "teacher_weight": 0.9}
+    assert few.settings("c", original, 10.6 * share) == {"epochs": 10, "teacher_weight": 0.9, **how}
     (here / "folder/trained/a.json").write_text('{"epochs": 0}')
     with pytest.raises(UsageError, match="does not say how to train"):
         trainer.settings("a", original, 1.0)
+
+
+def test_steps_are_timed_and_what_the_teacher_is_asked_for_once(here, monkeypatch):
+    """Of the steps that a training tells of, the median of each kind: what others take is not in."""
+    original = load_model("m.pt2")
+    times = iter([0.0, 7.0, 7.5, 8.0, 8.5, 10.0, 11.0, 30.0, 31.0])
+    told = ["epoch 1 of 3", *[ASKING] * 3, "epoch 1 of 3", *["epoch 1 of 3, loss 2"] * 4]
+
+    def train(*_, progress, **__):
+        for description in told:
+            progress.step(description, 0, None)
+
+    monkeypatch.setattr(finetune, "train", train)
+    monkeypatch.setattr(finetune.time, "monotonic", lambda: next(times))
+    trainer = finetune.Trainer(here / "s", original, "top1", Context(data=dataset("few.npz", original)))
+    assert trainer._speed(original, 60, "fp32") == (0.5, 1.5)
+    told = ["epoch 1 of 3"] * 3  # asked in every step
+    times = iter([0.0, 2.0, 4.0])
+    assert trainer._speed(original, 60, "fp32") == (0.0, 2.0)
 
 
 def judged(here, rows, **bounds):
@@ -96,18 +136,22 @@ def judged(here, rows, **bounds):
     return search
 
 
+def candidates(search, told=print):
+    return WorthTraining(search.judge, search.trials, search.families, told).found(search.best())
+
+
 CUT, ROUNDED = [{"name": "prune-nodes", "macs": 0.5}], [{"name": "quantize"}]
 
 
 def test_worse_misses_do_not_hide_a_better_one_and_what_is_too_large_or_uncut_is_not_trained(here):
     worse = [(900, 0.02 + i / 1000, 0.05, CUT) for i in range(9)]
     rows = [(500, 0.0, 0.005, CUT), *worse, (400, 0.04, 0.06, CUT), (300, 0.03, 0.06, ROUNDED)]
-    assert judged(here, rows)._too_strong(print) == ["10"]
+    assert candidates(judged(here, rows)) == ["10"]
 
 
 def test_what_is_larger_than_is_asked_is_not_trained(here):
     found = judged(here, [(500, 0.02, 0.05, CUT), (90, 0.04, 0.06, CUT)], size=100)
-    assert found._too_strong(print) == ["01"]
+    assert candidates(found) == ["01"]
     assert not judged(here / "none", [(500, 0.02, 0.05, CUT)], size=100).finetune(1.0, lambda row: None)
 
 
@@ -118,11 +162,42 @@ def test_a_cut_whose_time_cannot_be_measured_is_told_and_left_out(here, monkeypa
     monkeypatch.setattr(Judge, "latency", latency)
     told = []
     search = judged(here, [(500, 0.02, 0.05, CUT)], goal="latency", target="ort-cpu")
-    assert search._too_strong(told.append) == []
+    assert candidates(search, told.append) == []
     assert [row["failed"] for row in told] == ["no kernel"]
     assert search.trials.get("00")["failed"] == "no kernel"
-    assert search._too_strong(told.append) == []
+    assert candidates(search, told.append) == []
     assert len(told) == 1
+
+
+def test_where_no_trial_is_small_enough_the_weakest_cut_that_is_has_the_whole_budget(here, monkeypatch):
+    original = load_model("m.pt2")
+    wanted = 0.35 * cost(original).bytes
+    search = judged(here, [(wanted * 2, 0.001, 0.005, CUT)], size=wanted)
+    search.families = [
+        Family("factorize", lambda share: (Factorize(params=share),)),
+        Family("prune-nodes", lambda share: (PruneNodes(macs=share),)),
+    ]
+    trained = []
+    monkeypatch.setattr(Trainer, "check_data", lambda trainer: None)
+
+    def learn(trainer, key, recipe, seconds):
+        trained.append((recipe, seconds))
+        return trainer._run(trainer._original, recipe), {"trained": {"epochs": 1, "teacher_weight": 0.9}}
+
+    monkeypatch.setattr(Trainer, "trained", learn)
+    assert search.finetune(9.0, lambda row: None)
+    (((only,), seconds),) = trained
+    assert seconds == 9.0
+    sizes = {share: cost(pruned(original, share)).bytes for share in SHARES}
+    assert only.macs == max(share for share, size in sizes.items() if size <= wanted)
+    assert not judged(here / "held", [(wanted, 0.001, 0.005, CUT)], size=wanted).finetune(1.0, print)
+
+
+def pruned(model, share):
+    small, _ = pipeline.run(
+        model, [PruneNodes(macs=share)], Context(data=dataset("few.npz", model), limit=60)
+    )
+    return small
 
 
 def test_a_full_disk_is_no_result_of_a_recipe(here, monkeypatch):
@@ -153,7 +228,7 @@ def test_labels_are_learnt_only_where_there_are_some_and_other_samples_are_refus
 def test_a_damaged_record_of_a_training_ends_the_search_and_is_no_trial(here):
     search = judged(here, [(500, 0.02, 0.05, CUT)])
     (here / "s/trained").mkdir(exist_ok=True)
-    key = trained_key((PruneNodes(macs=0.5),), 1.0)
+    key = trained_key((PruneNodes(macs=0.5),), 3.0)
     (here / f"s/trained/{key}.json").write_text("{")
     with pytest.raises(UsageError, match="does not say how to train"):
         search.finetune(3.0, lambda row: None)

@@ -26,10 +26,10 @@ from nncompress.report.facts.read import section_of
 from nncompress.search import optimize
 from nncompress.search.candidates import recipe_key
 from nncompress.search.optimize import PROMISES
+from nncompress.search.promise import shared
 from nncompress.search.records import read
 from nncompress.search.sensitivity import probes
 from nncompress.search.trial import Judge
-from nncompress.search.unseen import shared
 
 SEARCH = ["--data", "val.npz", "--trials", "8", "--max-drop", "3", "--goal", "macs", "--time", "10m"]
 
@@ -113,7 +113,7 @@ def test_the_result_keeps_its_promise_and_its_recipe_makes_it_again(here, effect
 
 
 def held(row):
-    from nncompress.search.trial import upper
+    from nncompress.search.promise import upper
 
     return upper(row) <= 0.03
 

@@ -13,10 +13,9 @@ from nncompress.passes import Factorize, PruneNodes, Quantize, Reduce
 from nncompress.search import optimize
 from nncompress.search.candidates import Family, recipe_key
 from nncompress.search.neighbourhood import Neighbourhood
-from nncompress.search.optimize import recipe_of
 from nncompress.search.refine import JOURNAL, Refinement
 from nncompress.search.sensitivity import Effect
-from nncompress.search.trial import Bounds, Judge
+from nncompress.search.trial import Bounds, Judge, recipe_of
 
 optuna_is_there = pytest.mark.skipif(
     not extras.installed("search"), reason="optuna is not installed: pip install 'nncompress[search]'"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from kills import Kill, Killed
 from networks import built_once
 from torch import nn
 from torch.nn import functional as F
@@ -15,8 +16,10 @@ from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.passes import Context, PruneNodes
 from nncompress.train import TrainSettings, train
-from nncompress.train.loss.teacher import imitation
-from tests.train.corners import small
+from nncompress.train.loss import remembered
+from nncompress.train.loss.remembered import Remembered
+from nncompress.train.loss.teacher import Teacher, imitation
+from tests.train.corners import same, small
 
 
 @built_once
@@ -112,3 +115,53 @@ def test_a_run_is_not_continued_with_another_teacher(tmp_path):
     train(student, dataset, TrainSettings(epochs=1), teacher=perceptron(4, 8, 3, seed=1), **kept)
     with pytest.raises(UsageError, match=r"another run.*\n.*teacher"):
         train(student, dataset, TrainSettings(epochs=1), teacher=perceptron(4, 8, 3, seed=2), **kept)
+
+
+def asked(monkeypatch, **settings):
+    """How many samples a teacher was asked for in a training on 40 samples, and what came of it."""
+    _, teacher = small(seed=5)
+    _, student = small(seed=6)
+    seen = []
+    given = Teacher._given
+
+    def counted(self, inputs):
+        seen.append(len(inputs[0]))
+        return given(self, inputs)
+
+    monkeypatch.setattr(Teacher, "_given", counted)
+    dataset = open_data(settings.pop("data"), student.inputs)
+    settings = {"epochs": 4, "batch": 8, "teacher_weight": 0.9, **settings}
+    trained, _ = train(student, dataset, TrainSettings(**settings), teacher=teacher)
+    return sum(seen), trained
+
+
+def test_a_teacher_is_asked_once_for_what_every_epoch_shows_it(data, monkeypatch):
+    once, trained = asked(monkeypatch, data=str(data))
+    assert once == 40 + 7  # seven samples tell that an answer's samples lie along its first dim
+    monkeypatch.setattr(Remembered, "of_run", lambda *_: None)
+    always, expected = asked(monkeypatch, data=str(data))
+    assert always == 4 * 40
+    for name, value in expected.state_dict().items():  # the same numbers, in batches of other samples
+        assert torch.allclose(trained.state_dict()[name], value, atol=1e-5), name
+
+
+@pytest.mark.parametrize("settings", [{"epochs": 1}, {"flip": True}, {"match": ("conv",)}])
+def test_a_teacher_is_asked_anew_where_it_sees_other_samples(data, monkeypatch, settings):
+    assert asked(monkeypatch, data=str(data), **settings)[0] == 40 * settings.get("epochs", 4)
+
+
+def test_answers_that_take_too_much_room_are_asked_anew(data, monkeypatch):
+    monkeypatch.setattr(remembered, "MOST", 40 * 4 * 4 - 1)  # 40 samples, 4 classes, 4 bytes
+    assert asked(monkeypatch, data=str(data))[0] == 4 * 40 + 8 + 7
+    monkeypatch.setattr(remembered, "MOST", 40 * 4 * 4)
+    assert asked(monkeypatch, data=str(data))[0] == 40 + 7
+
+
+def test_a_taught_run_goes_on_bit_for_bit(data, tmp_path):
+    (_, teacher), (_, student) = small(seed=5), small(seed=6)
+    dataset, settings = open_data(str(data), student.inputs), TrainSettings(epochs=3, batch=8)
+    whole, _ = train(student, dataset, settings, teacher=teacher)
+    kept = {"checkpoint": tmp_path / "c", "checkpoint_seconds": 0.0, "resume": True, "teacher": teacher}
+    with pytest.raises(Killed):
+        train(student, dataset, settings, progress=Kill(13), **kept)
+    assert same(whole, train(student, dataset, settings, **kept)[0])

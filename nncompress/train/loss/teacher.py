@@ -13,6 +13,7 @@ from nncompress.data.normalization import parse_normalization
 from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.train.graph import channels_last, lay_out, layer_output, training_graph
+from nncompress.train.loss.remembered import Remembered
 from nncompress.train.precision import Precision
 from nncompress.train.settings import TrainSettings
 
@@ -21,6 +22,9 @@ Shape = tuple[int | str, ...]
 
 class Teacher:
     """A copy of `model` in evaluation mode, on the student's inputs.
+
+    Args:
+        remembered: of the samples that are learnt; None: every step asks it anew.
 
     Raises:
         UsageError: its inputs, outputs or layers to match are not shaped as the student's, or it takes images
@@ -34,6 +38,7 @@ class Teacher:
         settings: TrainSettings,
         precision: Precision,
         device: torch.device,
+        remembered: Remembered | None = None,
     ) -> None:
         copied = model.copy()
         if known_answer(copied) is None and copied.outputs == student.outputs:
@@ -44,6 +49,7 @@ class Teacher:
         self.temperature, self.matched, self.precision = settings.temperature, len(settings.match), precision
         lay_out(copied, channels_last)
         self.graph = training_graph(copied, training=False, matched=settings.match).to(device)
+        self._remembered = remembered
 
     def losses(
         self, inputs: Sequence[Tensor], output: Tensor, features: Sequence[Tensor], scores: bool
@@ -53,10 +59,22 @@ class Teacher:
         Args:
             scores: outputs are scores of classes.
         """
-        with torch.no_grad(), self.precision.forward():
-            answers = self.graph(*inputs)
+        answers = self._answers(inputs)
         imitated = imitation(output, answers[0].float(), self.temperature, scores)
         return imitated, feature_distance(features, answers[-self.matched :]) if self.matched else None
+
+    def _answers(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Its output, and those of the layers to match."""
+        if self._remembered is not None:
+            known = self._remembered.of(inputs, self._given)
+            if known is not None:
+                return (known,)
+        return self._given(inputs)
+
+    def _given(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        with torch.no_grad(), self.precision.forward():
+            found: tuple[Tensor, ...] = self.graph(*inputs)
+        return found
 
 
 def imitation(student: Tensor, teacher: Tensor, temperature: float, classification: bool) -> Tensor:

@@ -38,9 +38,10 @@ from nncompress.results import SCHEMA
 from nncompress.runtimes import OPENERS
 from nncompress.search.candidates import Recipe
 from nncompress.search.measure import Measure, settled
-from nncompress.search.optimize import Bounds, Search, recipe_of
+from nncompress.search.optimize import Bounds, Search
 from nncompress.search.promise import RESULT
 from nncompress.search.records import model_key, read
+from nncompress.search.trial import recipe_of
 
 
 def find(

@@ -14,8 +14,8 @@ from nncompress.files.json_file import write_json
 from nncompress.files.ledger import Ledger
 from nncompress.ir import Model
 from nncompress.loading.json_schema import finite, one_of, optional, plain, record
+from nncompress.search.promise import shared
 from nncompress.search.records import read
-from nncompress.search.unseen import shared
 from nncompress.targets import TARGETS
 
 ORIGINAL, SENSITIVITY = "original.pt2", "sensitivity"  # in the folder of a search
