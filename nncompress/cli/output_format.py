@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from nncompress import targets
@@ -34,10 +35,11 @@ def check_suffix(output: str | None, target: str | None = None) -> None:
     """
     known = output is not None and Path(output).suffix.lower() in SUFFIXES
     if output and (output.endswith(_SEPARATORS) or (not known and Path(output).is_dir())):
+        made = "" if Path(output).is_dir() else f"mkdir -p {shlex.quote(str(Path(output)))}; then "
         raise UsageError(
             f"--output {output} names a folder",
             expected=f"a file, whose suffix says the format: {', '.join(SUFFIXES)}",
-            remedy=f"--output {Path(output) / 'model.pt2'}",
+            remedy=f"{made}--output {shlex.quote(str(Path(output) / 'model.pt2'))}",
         )
     if output is not None and not known:
         raise UsageError(

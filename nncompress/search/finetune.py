@@ -43,7 +43,7 @@ from nncompress.train.state import EPOCH
 ROUNDS = 3  # trainings that the budget is spent on, at most
 TIMED = 5  # steps by which the speed is told
 AGAIN = 2  # epochs of these after the first
-GAIN = 0.8  # of the time in 32 bits: training in 16 has to take less to be worth it
+GAIN = 0.9  # of the time in 32 bits: training in 16 has to take less to be worth it
 LABELLED = ("top1", "top5", "f1")  # metrics whose labels are in the loss, too
 MOST_EPOCHS = 1000
 

@@ -235,7 +235,9 @@ class Search:
         wanted = self.sequence()
         if not wanted:
             rows = [row for row in self.trials.all().values() if "samples" in row]
-            raise nothing_held(rows, self.bounds.drop, self.judge.measure.metric, len(self.effects))
+            within = [row for row in rows if self.judge.within(row)]
+            metric = self.judge.measure.metric
+            raise nothing_held(rows, within, self.bounds.drop, metric, len(self.effects))
         asked = read(self.folder / "promises.json", PROMISES) or {"sequences": []}
         if wanted not in asked["sequences"]:
             asked["sequences"].append(wanted)

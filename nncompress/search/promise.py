@@ -61,12 +61,17 @@ def upper(row: Mapping[str, Any]) -> float:
 
 
 def nothing_held(
-    rows: Sequence[Mapping[str, Any]], asked: float | None, metric: Metric, alone: int
+    rows: Sequence[Mapping[str, Any]],
+    within: Sequence[Mapping[str, Any]],
+    asked: float | None,
+    metric: Metric,
+    alone: int,
 ) -> PromiseError:
     """Why no trial could be taken, and what would help.
 
     Args:
         rows: the trials that were measured.
+        within: those of them that hold the bounds on size and latency.
         asked: the most that may be lost.
         alone: how many measurements of single layers there are.
     """
@@ -76,17 +81,19 @@ def nothing_held(
             got=f"{alone} measurements of single layers, which are kept",
             remedy="the same command again, which goes on from there; or a longer --time",
         )
-    closest = min(rows, key=upper)
-    if asked is None:
+    if asked is None or not within:
         return PromiseError(
             "optimize: no recipe tried keeps the bounds on size and latency",
             got=f"{min(row['size'] for row in rows)} bytes at the least",
             remedy="more --trials, or a larger bound",
         )
+    closest = min(within, key=upper)
     needed = closest.get("needed")
     more = f"about {2 * needed} samples in --data would do" if needed else "no number of samples would do"
     return PromiseError(
-        f"optimize: of no recipe tried can it be said that it loses at most {metric.unit(asked)}",
+        "optimize: of no recipe tried"
+        + ("" if len(within) == len(rows) else " that is as small and as fast as is asked")
+        + f" can it be said that it loses at most {metric.unit(asked)}",
         got=f"the closest loses {metric.unit(closest['lost'])} on {closest['samples']} samples, at most "
         f"{metric.unit(upper(closest))} with 95 % confidence; {more}",
         remedy="more samples in --data, more --trials, or a larger --max-drop",

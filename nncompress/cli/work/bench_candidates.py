@@ -115,7 +115,9 @@ def target(device: str, runtime: str, precision: str | None, mode: str | None) -
         raise UsageError(
             "--precision and --mode are for --device cuda",
             got=f"--device {device}",
-            remedy="on a CPU, --runtime openvino takes a --precision",
+            remedy="leave --mode out, or --device cuda"
+            if mode is not None
+            else "on a CPU, --runtime openvino takes a --precision",
         )
     precisions = _precisions(precision or "float32", PRECISIONS)
     modes = _listed(mode or "eager", MODES, "--mode")

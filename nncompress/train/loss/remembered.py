@@ -58,7 +58,7 @@ class Remembered:
             self._rows = self._asked(ask)
         if not self._rows:
             return None
-        rows = [self._rows.get(key) for key in sample_keys(Batch(tuple(inputs), None))]
+        rows = [self._rows.get(key) for key in sample_keys(Batch(tuple(x.cpu() for x in inputs), None))]
         known = [row for row in rows if row is not None]
         return self._table[known].to(self._device) if len(known) == len(rows) else None
 

@@ -53,7 +53,7 @@ def test_an_architecture_takes_other_inputs_and_classes(capsys):
         (["new", "resnet2"], "did you mean"),
         (["new", "sine", "--input", "1x1,1x1"], "one input"),
         (["new", "sine", "-o", "a.txt"], "format"),
-        (["new", "sine", "-o", "a.pt2/"], "--output a.pt2/model.pt2"),
+        (["new", "sine", "-o", "a.pt2/"], "mkdir -p a.pt2; then --output a.pt2/model.pt2"),
         (["new", "sine", "-o", "."], "names a folder"),
         (["new", "resnet20", "--input", "3x32x32"], "--input 1x3x32x32"),
     ],
