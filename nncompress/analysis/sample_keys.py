@@ -16,6 +16,7 @@ def sample_keys(batch: Batch) -> list[bytes]:
     for sample in range(len(batch)):
         digest = hashlib.sha256()
         for x in own:
-            digest.update(raw_bytes(x[sample]).numpy().tobytes())
+            digest.update(f"{x.dtype} {tuple(x.shape[1:])}".encode())
+            digest.update(raw_bytes(x[sample]).numpy().data)
         found.append(digest.digest())
     return found

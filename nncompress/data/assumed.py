@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 
 from nncompress.data.fit import CHANNELS, Conversion
 from nncompress.data.source import Source
@@ -53,9 +52,10 @@ def _left_over(spec: str, samples: int, batch: int) -> Iterator[str]:
 
 def _rounded(spec: str, conversion: Conversion, array: np.ndarray) -> Iterator[str]:
     """Numbers that differ by little of their size, as times in seconds do."""
-    if array.dtype.kind != "f" or not conversion.dtype.is_floating_point or len(array) < 2:
+    shared = conversion.batch_dim is None
+    if array.dtype.kind != "f" or not conversion.dtype.is_floating_point or shared or len(array) < 2:
         return
-    wide = torch.from_numpy(array.astype(np.float64)).flatten(1)
+    wide = conversion.unrounded(array).double().reshape(len(array), -1)
     lost = (wide.to(conversion.dtype).to(wide.dtype) - wide).norm(dim=0)
     apart = (wide - wide[0]).norm(dim=0)
     rounded = int(((lost > MOST_LOST * apart) & (apart > 0)).sum())

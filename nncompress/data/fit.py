@@ -73,12 +73,21 @@ class Conversion:
         return converted.movedim(0, self.batch_dim).contiguous() if self.batch_dim else converted
 
     def _samples_first(self, array: np.ndarray) -> Tensor:
+        if not self.dtype.is_floating_point:
+            return self._to_integer(array)
+        x = self.unrounded(array)
+        given = x.to(self.dtype)
+        if given.dtype.itemsize < x.dtype.itemsize:
+            self._check_finite(x, given)
+        return given
+
+    def unrounded(self, array: np.ndarray) -> Tensor:
+        """array [N, *field.shape] → tensor [N, *shape] of what a model of floats is given, before its dtype
+        rounds it."""
         if self.layout == "hwc":
             array = array.transpose(0, 3, 1, 2)
         elif self.layout == "hw":
             array = array[:, None]
-        if not self.dtype.is_floating_point:
-            return self._to_integer(array)
         x = torch.from_numpy(np.ascontiguousarray(array))
         x = x if x.dtype == torch.float64 else x.float()
         if self.scale:
@@ -97,18 +106,14 @@ class Conversion:
             mean = torch.tensor(self.normalization.mean, dtype=x.dtype).reshape(per_channel)
             std = torch.tensor(self.normalization.std, dtype=x.dtype).reshape(per_channel)
             x = (x - mean) / std
-        given = x.reshape(len(x), *self.shape).to(self.dtype)
-        if given.dtype.itemsize < x.dtype.itemsize:
-            self._check_finite(x, given)
-        return given
+        return x.reshape(len(x), *self.shape)
 
     def _check_finite(self, x: Tensor, narrowed: Tensor) -> None:
-        finite = x[x.isfinite()]
-        largest = float(finite.abs().max()) if finite.numel() else 0.0
-        if largest > torch.finfo(narrowed.dtype).max:
+        beyond = x[x.isfinite() & ~narrowed.isfinite()]
+        if beyond.numel():
             raise DataError(
                 f"{self.field.name} holds numbers that the model's dtype cannot",
-                got=f"{largest:.3g} ({self.field.dtype})",
+                got=f"{float(beyond.abs().max()):.3g} ({self.field.dtype})",
                 expected=f"the range of {self.dtype}",
                 remedy="give the data on the scale that the model was trained on",
             )

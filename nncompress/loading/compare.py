@@ -33,6 +33,8 @@ from nncompress.runtimes.free_sizes import usual_sizes
 # that the module takes and the graph does not (attention, in eval mode) round differently.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
+NO_KERNEL = ("not implemented for 'Half'", "not implemented for 'BFloat16'")  # how torch says it
+
 
 def compare_with_source(
     model: Model,
@@ -209,10 +211,13 @@ def check_graph_runs(model: Model, path: object) -> None:
             return
         except Exception as error:  # whatever an operator raises
             reasons.append(next(iter(str(error).splitlines()), type(error).__name__))
+    narrow = any(reason.endswith(NO_KERNEL) for reason in reasons)
     raise ModelFileError(
         f"{path} holds a graph that cannot run here, on random numbers, zeros or ones",
         got=reasons[0][:300],
-        remedy="export and save the model again",
+        remedy="export and save the model in float32, which CPUs have that op for: model.float()"
+        if narrow
+        else "export and save the model again",
     )
 
 

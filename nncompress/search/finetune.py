@@ -13,6 +13,7 @@ like any other. What quantizes comes after the training.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import statistics
 import time
@@ -21,10 +22,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nncompress import exporting, pipeline
+from nncompress.analysis.answer import answer_index
 from nncompress.data import Dataset
 from nncompress.devices import processor
-from nncompress.errors import UsageError
+from nncompress.errors import UsageError, VerificationError
 from nncompress.files.bounded_text import Unreadable, read_json
 from nncompress.files.folders import make_folder
 from nncompress.files.json_file import write_json
@@ -36,7 +40,7 @@ from nncompress.progress import NullProgress
 from nncompress.search.candidates import Recipe
 from nncompress.search.records import data_key, key_of
 from nncompress.train import TrainSettings, train
-from nncompress.train.loss.remembered import ASKING
+from nncompress.train.loss.remembered import ASKING, room_for
 from nncompress.train.precision import DTYPES
 from nncompress.train.state import EPOCH
 
@@ -161,18 +165,25 @@ class Trainer:
         data = self._data()
         batch = data.fixed_batch or TrainSettings().batch
         count = data.planned_samples() or len(data)
-        names = ("fp32", "bf16") if processor().bfloat16 else ("fp32",)
-        speeds = {name: self._speed(cut, min(count, TIMED * batch), name) for name in names}
+        began = time.monotonic()
+        speeds = {"fp32": self._speed(cut, min(count, TIMED * batch), "fp32")}
+        if processor().bfloat16:
+            with contextlib.suppress(VerificationError):  # it diverges in 16 bits
+                speeds["bf16"] = self._speed(cut, min(count, TIMED * batch), "bf16")
         precision = min(speeds, key=lambda name: speeds[name][1] * (1 if name == "fp32" else 1 / GAIN))
         asked, later = (per_step * count / min(count, batch) for per_step in speeds[precision])
+        if asked and not _keeps_answers(cut, self._data(), batch, count):
+            asked, later = 0.0, asked + later
+        seconds -= time.monotonic() - began
         settings: dict[str, Any] = {} if precision == "fp32" else {"precision": precision}
         if seconds < asked + later:
-            steps = int(seconds / (asked + later) * count) // batch
+            steps = int(max(seconds, 0) / (asked + later) * count) // batch
             return {"epochs": 1, "limit": max(steps, 1) * batch, **settings}
         return {"epochs": min(int((seconds - asked) / later), MOST_EPOCHS), **settings}
 
     def _speed(self, cut: Model, samples: int, precision: str) -> tuple[float, float]:
-        """Seconds in which the teacher answers to a batch that it is asked for once, and of a step."""
+        """Seconds in which the teacher answers to a batch that it is asked for once, and of a step; 0 and
+        that of a step where every step asks it."""
         clock = _Clock()
         asked: dict[str, Any] = {"epochs": 1 + AGAIN, "limit": samples, "precision": precision}
         settings = TrainSettings(**asked, teacher_weight=self._teacher_weight)
@@ -182,6 +193,13 @@ class Trainer:
     def _data(self) -> Dataset:
         assert self._context.data is not None
         return self._context.data
+
+
+def _keeps_answers(model: Model, data: Dataset, batch: int, samples: int) -> bool:
+    """Whether a teacher's answers to all samples are kept, by the size of those of `model` to the first."""
+    with torch.no_grad():
+        outputs = model.graph_module(*next(data.batches(batch, batch)).inputs)
+    return room_for(outputs[answer_index(model)], samples)
 
 
 class _Clock(NullProgress):
@@ -194,9 +212,13 @@ class _Clock(NullProgress):
         self._begun.append((description, time.monotonic()))
 
     def between(self, kind: str) -> float:
-        """The median time from one step of a kind to the next, in seconds; 0 where there are none."""
-        pairs = itertools.pairwise(self._begun)
-        taken = [later[1] - one[1] for one, later in pairs if one[0].startswith(kind)]
+        """The median time from one step of a kind to the next one, of the same kind, in seconds; 0 where
+        there are none."""
+        taken = [
+            later[1] - one[1]
+            for one, later in itertools.pairwise(self._begun)
+            if one[0].startswith(kind) and later[0].startswith(kind)
+        ]
         return statistics.median(taken) if taken else 0.0
 
 

@@ -60,10 +60,11 @@ class WorthTraining:
     def _just_within(self, rows: dict[str, Row]) -> list[str]:
         """Where nothing that is as small and as fast as is asked keeps the metric: of the family that comes
         closest, the weakest cut that is so small and fast."""
+        held = {key: self._fits(key, row) for key, row in rows.items()}
         apart = {
-            key: (1.0 if self._fits(key, row) else self._judge.excess(row), row["lost"], key)
+            key: (1.0 if held[key] else self._judge.excess(row), row["lost"], key)
             for key, row in rows.items()
-            if "failed" not in row
+            if "failed" not in row  # when its latency was measured
         }
         closest = min(apart, key=apart.__getitem__, default=None)
         if closest is None:
@@ -87,7 +88,7 @@ class WorthTraining:
                 found = key if fits else found
             break
         chosen = self._trials.get(found) or {}
-        return [found] if self._judge.within(chosen) and self._misses(chosen) else []
+        return [found] if chosen and self._fits(found, chosen) and self._misses(chosen) else []
 
     def _misses(self, row: Row) -> bool:
         """It is a cut that loses too much."""

@@ -34,7 +34,7 @@ class Speed:
 
 
 def row(target: Target, speed: Speed | None) -> dict[str, Any]:
-    """As JSON holds it; None: it was not timed."""
+    """As a user reads it; None: it was not timed."""
     return {
         "name": target.name,
         "title": target.title,
@@ -52,16 +52,25 @@ def timeable() -> list[Target]:
 
 def remembered(there: Sequence[Target]) -> dict[str, Speed]:
     """By name; nothing where these were not measured on this machine."""
-    kept = _file(there).read().get("speeds")
-    if not isinstance(kept, dict) or set(kept) != {t.name for t in there}:
-        return {}
-    found = {name: _speed(each) for name, each in kept.items()}
-    return {name: each for name, each in found.items() if each} if all(found.values()) else {}
+    return from_json(_file(there).read().get("speeds"), there)
 
 
 def remember(there: Sequence[Target], found: Mapping[str, Speed]) -> None:
     """For the next process."""
-    _file(there).write({"speeds": {name: asdict(each) for name, each in found.items()}})
+    _file(there).write({"speeds": to_json(found)})
+
+
+def to_json(found: Mapping[str, Speed]) -> dict[str, Any]:
+    """By name."""
+    return {name: asdict(each) for name, each in found.items()}
+
+
+def from_json(kept: Any, there: Sequence[Target]) -> dict[str, Speed]:
+    """What `to_json` gave of these targets; nothing where it is anything else."""
+    if not isinstance(kept, dict) or set(kept) != {t.name for t in there}:
+        return {}
+    found = {name: _speed(each) for name, each in kept.items()}
+    return {name: each for name, each in found.items() if each} if all(found.values()) else {}
 
 
 def _file(there: Sequence[Target]) -> Remembered:
@@ -72,7 +81,8 @@ def _file(there: Sequence[Target]) -> Remembered:
 def _speed(kept: Any) -> Speed | None:
     """None where the file was not written by us."""
     seconds = kept.get("seconds_in") if isinstance(kept, dict) else None
-    if not isinstance(seconds, dict) or kept.get("computes_in") not in seconds or "int8" not in seconds:
+    if not isinstance(seconds, dict) or "int8" not in seconds:
         return None
     whole = all(isinstance(value, float) and 0 < value < 1e6 for value in seconds.values())
-    return Speed(kept["computes_in"], seconds) if whole else None
+    own = kept.get("computes_in")
+    return Speed(own, seconds) if whole and isinstance(own, str) and own in seconds else None

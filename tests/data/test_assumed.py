@@ -89,10 +89,32 @@ def test_differences_that_the_models_precision_cannot_hold_are_told():
     assert said(np.full((8, 5), 0.1)) == []
 
 
+def test_one_number_a_sample_and_one_that_all_share_are_looked_at_as_well(tmp_path):
+    class Scaled(nn.Module):
+        def forward(self, x, scale):
+            return x * scale
+
+    model = Model.from_module(Scaled(), (torch.randn(2), torch.tensor(2.0)))
+    times = 1.7e9 + np.random.default_rng(0).random(8)
+    lines: list[str] = []
+    np.savez(tmp_path / "d.npz", x=times, scale=np.array(1.7e9))
+    api.dataset(str(tmp_path / "d.npz"), model, None, lines.append)
+    assert ["x is given" in line and "rounds 1 of its 1 values" in line for line in lines] == [True]
+
+
+def test_what_normalization_leaves_is_what_the_precision_has_to_hold():
+    times = 1.7e9 + np.random.default_rng(0).random((8, 5))
+    assert said(times, normalize="1.7e9/1") == []
+    assert ["rounds 5 of its 5 values" in line for line in said(times, normalize="1/1e9")] == [True]
+
+
 def test_numbers_beyond_the_models_precision_are_refused():
     model = Model.from_module(nn.Linear(5, 2), (torch.randn(2, 5),))
     with pytest.raises(DataError, match="that the model's dtype cannot") as caught:
         list(api.dataset((np.full((8, 5), 1e300),), model).batches(4))
     assert caught.value.got == "1e+300 (float64)"
+    half = Model.from_module(nn.Linear(5, 2).half(), (torch.randn(2, 5).half(),))
+    (batch,) = api.dataset((np.full((8, 5), 65510.0),), half).batches(8)
+    assert bool((batch.inputs[0] == 65504).all())  # the largest of 16 bits, which it is rounded to
     infinite = np.full((8, 5), -np.inf)
     assert list(api.dataset((infinite,), model).batches(4))

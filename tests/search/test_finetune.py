@@ -14,7 +14,14 @@ from nncompress.analysis.cost import cost
 from nncompress.api import dataset
 from nncompress.cli.app import run
 from nncompress.devices import Processor
-from nncompress.errors import ExitCode, OutputError, PromiseError, UnsupportedError, UsageError
+from nncompress.errors import (
+    ExitCode,
+    OutputError,
+    PromiseError,
+    UnsupportedError,
+    UsageError,
+    VerificationError,
+)
 from nncompress.loading import load_model
 from nncompress.passes import Context, Factorize, PruneNodes, Quantize
 from nncompress.search import finetune
@@ -23,6 +30,7 @@ from nncompress.search.finetune import Trainer, bisected, trained_key
 from nncompress.search.optimize import Search
 from nncompress.search.trial import Bounds, Judge
 from nncompress.search.worth_training import WorthTraining
+from nncompress.train.loss import remembered
 from nncompress.train.loss.remembered import ASKING
 
 
@@ -118,10 +126,44 @@ def test_steps_are_timed_and_what_the_teacher_is_asked_for_once(here, monkeypatc
     monkeypatch.setattr(finetune, "train", train)
     monkeypatch.setattr(finetune.time, "monotonic", lambda: next(times))
     trainer = finetune.Trainer(here / "s", original, "top1", Context(data=dataset("few.npz", original)))
-    assert trainer._speed(original, 60, "fp32") == (0.5, 1.5)
+    assert trainer._speed(original, 60, "fp32") == (0.5, 1.25)
     told = ["epoch 1 of 3"] * 3  # asked in every step
     times = iter([0.0, 2.0, 4.0])
     assert trainer._speed(original, 60, "fp32") == (0.0, 2.0)
+
+
+def test_what_the_teacher_is_asked_for_in_every_epoch_and_the_timing_itself_are_in_the_budget(
+    here, monkeypatch
+):
+    """A step takes 1 s, an answer half as long, to tell so 100 s."""
+    original = load_model("m.pt2")
+    now = iter([0.0, 100.0] * 3)
+    monkeypatch.setattr(finetune.Trainer, "_speed", lambda *_: (0.5, 1.0))
+    monkeypatch.setattr(finetune.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(finetune, "processor", lambda: Processor("one", 1, frozenset()))
+    trainer = finetune.Trainer(here / "f", original, "rmse", Context(data=dataset("val.npz", original)))
+    steps = 3000 / 128
+    assert trainer.settings("kept", original, 100 + 4.6 * steps)["epochs"] == 4
+    bytes_of_all = 3000 * original.output_shapes()[0][1] * 4
+    monkeypatch.setattr(
+        remembered, "MOST", bytes_of_all - 1
+    )  # more than are kept, unlike those of a few steps
+    assert trainer.settings("anew", original, 100 + 4.6 * steps)["epochs"] == 3
+    assert trainer.settings("none", original, 50.0) == {"epochs": 1, "limit": 128, "teacher_weight": 1.0}
+
+
+def test_a_model_that_diverges_in_16_bits_is_trained_in_32(here, monkeypatch):
+    original = load_model("m.pt2")
+
+    def speed(trainer, cut, samples, precision):
+        if precision == "bf16":
+            raise VerificationError("training diverged")
+        return 0.0, 1.0
+
+    monkeypatch.setattr(finetune.Trainer, "_speed", speed)
+    monkeypatch.setattr(finetune, "processor", lambda: Processor("one", 1, frozenset({"avx512_bf16"})))
+    trainer = finetune.Trainer(here / "f", original, "rmse", Context(data=dataset("few.npz", original)))
+    assert trainer.settings("a", original, 10.6) == {"epochs": 10, "teacher_weight": 1.0}
 
 
 def judged(here, rows, **bounds):
@@ -167,6 +209,16 @@ def test_a_cut_whose_time_cannot_be_measured_is_told_and_left_out(here, monkeypa
     assert search.trials.get("00")["failed"] == "no kernel"
     assert candidates(search, told.append) == []
     assert len(told) == 1
+
+
+def test_where_a_size_is_asked_for_a_cut_whose_time_cannot_be_measured_is_left_out_too(here, monkeypatch):
+    def latency(judge, model):
+        raise UnsupportedError("no kernel")
+
+    monkeypatch.setattr(Judge, "latency", latency)
+    search = judged(here, [(80, 0.02, 0.05, CUT)], size=100, goal="latency", target="ort-cpu")
+    assert candidates(search) == []
+    assert search.trials.get("00")["failed"] == "no kernel"
 
 
 def test_where_no_trial_is_small_enough_the_weakest_cut_that_is_has_the_whole_budget(here, monkeypatch):

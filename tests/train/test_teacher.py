@@ -137,7 +137,7 @@ def asked(monkeypatch, **settings):
 
 def test_a_teacher_is_asked_once_for_what_every_epoch_shows_it(data, monkeypatch):
     once, trained = asked(monkeypatch, data=str(data))
-    assert once == 40 + 7  # seven samples tell that an answer's samples lie along its first dim
+    assert once == 40 + 4  # four samples tell that an answer is that of its sample alone
     monkeypatch.setattr(Remembered, "of_run", lambda *_: None)
     always, expected = asked(monkeypatch, data=str(data))
     assert always == 4 * 40
@@ -150,11 +150,43 @@ def test_a_teacher_is_asked_anew_where_it_sees_other_samples(data, monkeypatch, 
     assert asked(monkeypatch, data=str(data), **settings)[0] == 40 * settings.get("epochs", 4)
 
 
+class OfItsBatch(nn.Module):
+    """Centres what it answers by the other samples of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, x):
+        y = self.layer(x)
+        return y - y.mean(0)
+
+
+class ByChance(OfItsBatch):
+    def forward(self, x):
+        return self.layer(x) * torch.rand_like(x[:, :1])
+
+
+@pytest.mark.parametrize("module", [OfItsBatch, ByChance])
+def test_answers_that_are_not_of_their_sample_alone_are_asked_anew(tmp_path, monkeypatch, module):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "d.npz", x=rng.normal(size=(1024, 6)).astype(np.float32))
+    torch.manual_seed(0)
+    teacher = Model.from_module(module(), (torch.randn(8, 6),))
+    student = perceptron(6, 8, 3)
+    seen = []
+    given = Teacher._given
+    monkeypatch.setattr(Teacher, "_given", lambda self, x: (seen.append(len(x[0])), given(self, x))[1])
+    dataset = open_data(str(tmp_path / "d.npz"), student.inputs)
+    train(student, dataset, TrainSettings(epochs=3, batch=512, teacher_weight=1.0), teacher=teacher)
+    assert seen == [512, 256, *[512] * 6]
+
+
 def test_answers_that_take_too_much_room_are_asked_anew(data, monkeypatch):
     monkeypatch.setattr(remembered, "MOST", 40 * 4 * 4 - 1)  # 40 samples, 4 classes, 4 bytes
-    assert asked(monkeypatch, data=str(data))[0] == 4 * 40 + 8 + 7
+    assert asked(monkeypatch, data=str(data))[0] == 4 * 40 + 8 + 4
     monkeypatch.setattr(remembered, "MOST", 40 * 4 * 4)
-    assert asked(monkeypatch, data=str(data))[0] == 40 + 7
+    assert asked(monkeypatch, data=str(data))[0] == 40 + 4
 
 
 def test_a_taught_run_goes_on_bit_for_bit(data, tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nncompress.analysis.distance.drift import BOUND, Reference, Samples, amount, beyond_bound
@@ -45,14 +45,17 @@ def made_float32(model: Model, data: Dataset | None) -> tuple[Model, Converted]:
         UnsupportedError: a stored value does not fit, or it does not trace in float32.
         VerificationError: the model does not run, or makes infinities in float32 where it made none.
     """
-    samples = Samples.draw(model, data, data, SEED)  # nothing is fitted to them
-    reference = Reference(model, samples, "the model as loaded")
+    samples = Samples.draw(model, data, data, SEED)
+    if data is not None:
+        samples = replace(samples, origin="data")
     narrowed = model.copy()
     convert(narrowed, "float32")
     try:
+        reference = Reference(model, samples, "the model as loaded")
         rows = reference.drift(narrowed, "the model in float32", other_floats=True)
     except VerificationError as error:
-        raise VerificationError(error.what, got=error.got, remedy=KEEP) from error
+        remedy = KEEP if data is not None else f"{KEEP}, or give inputs that it is made for: --data"
+        raise VerificationError(error.what, got=error.got, remedy=remedy) from error
     moved = amount(rows)
     warnings = []
     if moved > BOUND:

@@ -30,7 +30,8 @@ class Samples:
 
     Attributes:
         counts: how many are in each batch.
-        origin: "held-out", "given" (there were too few to hold any out) or "random".
+        origin: "held-out", "given" (there were too few to hold any out), "data" (nothing is fitted to it) or
+            "random".
     """
 
     batches: tuple[Inputs, ...]
@@ -65,6 +66,8 @@ class Samples:
         several = "s" if self.count != 1 else ""
         if self.origin == "random":
             return f"on {self.count} random input{several}"
+        if self.origin == "data":
+            return f"on {self.count} sample{several} of the data"
         if self.origin == "held-out":
             return f"on {self.count} held-out sample{several}"
         return f"on {self.count} sample{several} of the data, too few to hold any out: not held out"

@@ -21,7 +21,7 @@ from nncompress.errors import NNCompressError, Told, UsageError
 from nncompress.runtimes import RUNTIMES
 from nncompress.runtimes.on_openvino import by_itself, need_precision, precisions
 from nncompress.targets import TARGETS, Target, target
-from nncompress.targets.speed import Speed, remember, remembered, row, timeable
+from nncompress.targets.speed import Speed, remember, remembered, timeable, to_json
 
 WIDTH, SIZE, DEPTH = 64, 28, 6  # channels, pixels, layers: a few ms, as one stage of a small classifier
 NETWORK = (LayerShape("Conv", (WIDTH, WIDTH, 3, 3), (("pads", (1, 1, 1, 1)),)),) * DEPTH
@@ -158,13 +158,13 @@ def _said(error: NNCompressError) -> str:
 
 
 def main() -> None:
-    """The process of its own in which `doctor` has targets timed: their names, then their rows on stdout."""
+    """The process of its own in which `doctor` has targets timed: their names in, their speeds on stdout."""
     there = [TARGETS[name] for name in sys.argv[1:]]
     try:
         found = timed(there)
     except NNCompressError as error:
         sys.exit(_said(error))
-    print(json.dumps([row(each, found[each.name]) for each in there]))
+    print(json.dumps(to_json(found)))
 
 
 if __name__ == "__main__":

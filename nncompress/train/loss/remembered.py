@@ -19,8 +19,14 @@ from nncompress.train.settings import TrainSettings
 
 ASKING = "the teacher's answers"  # what progress says meanwhile
 MOST = 2**28  # bytes of answers that are kept
+ROUNDING = 0.01  # relative distance of two answers to the same sample, in bfloat16 at worst
 
 Answers = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+
+
+def room_for(answer: Tensor, samples: int) -> bool:
+    """Whether as many answers as the `samples` of a run are kept, by those [N, ...] to some of them."""
+    return answer.numel() * torch.float32.itemsize * samples <= MOST * len(answer)
 
 
 class Remembered:
@@ -63,31 +69,40 @@ class Remembered:
         return self._table[known].to(self._device) if len(known) == len(rows) else None
 
     def _asked(self, ask: Answers) -> dict[bytes, int]:
-        """Which row of the table each sample's answer is; empty where there is no such table: the samples
-        do not lie along the first dim of all, or it would be too large."""
+        """Which row of the table each sample's answer is; empty where there is no such table: an answer is
+        not that of its sample alone, or there would be too many."""
         planned = self._dataset.planned_samples(self._limit)
         rows: dict[bytes, int] = {}
         answers: list[Tensor] = []
-        seen = taken = 0
+        seen = 0
         for batch in self._dataset.batches(self._batch, self._limit):
             self._progress.step(ASKING, seen, planned)
             found = ask(tuple(channels_last(x.to(self._device)) for x in batch.inputs))[0]
-            if not seen and not self._first(batch, found, ask):
+            if not seen and not self._alone(batch, found, ask):
+                return {}
+            if not room_for(found, max(planned or 0, seen + len(batch))):
                 return {}
             answers.append(found.float().cpu())
-            taken += answers[-1].nbytes
-            if taken * (max(planned or 0, seen + len(batch)) / (seen + len(batch))) > MOST:
-                return {}
             rows |= {key: seen + number for number, key in enumerate(sample_keys(batch))}
             seen += len(batch)
         self._table = torch.cat(answers) if answers else self._table
         return rows
 
-    def _first(self, batch: Batch, found: Tensor, ask: Answers) -> bool:
-        """Whether the samples lie along the first dim of the inputs and of the answer."""
+    def _alone(self, batch: Batch, found: Tensor, ask: Answers) -> bool:
+        """Whether samples lie along the first dim of the inputs and of the answer, and the later half of
+        them is answered as it was among all: not by what else is in the batch, and not by chance."""
         if batch.dims or found.dim() == 0 or len(found) != len(batch):
             return False
-        if self._dataset.fixed_batch or len(batch) <= self._dataset.least_batch:
+        later = slice(len(batch) - max(len(batch) // 2, self._dataset.least_batch), None)
+        if self._dataset.fixed_batch or later.start <= 0:
             return False
-        fewer = batch.part(slice(0, len(batch) - 1)).inputs
-        return len(ask(tuple(channels_last(x.to(self._device)) for x in fewer))[0]) == len(batch) - 1
+        again = ask(tuple(channels_last(x.to(self._device)) for x in batch.part(later).inputs))[0]
+        return again.shape == found[later].shape and _close(again.float(), found[later].float())
+
+
+def _close(answers: Tensor, others: Tensor) -> bool:
+    """Of each sample [N, ...]; what is not finite is where it was."""
+    if not torch.equal(answers.isfinite(), others.isfinite()):
+        return False
+    difference, size = ((x.nan_to_num(0, 0, 0)).flatten(1).norm(dim=1) for x in (answers - others, others))
+    return bool((difference <= ROUNDING * size).all())

@@ -2,11 +2,15 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from nncompress import extras
 from nncompress.cli.app import run
 from nncompress.cli.commands import doctor
 from nncompress.results import SCHEMA
 from nncompress.targets import speed
+
+TOLD = {"computes_in": "float32", "seconds_in": {"float32": 1.0, "int8": 0.5}}
 
 
 def test_says_what_is_there_and_what_runs(capsys):
@@ -55,11 +59,32 @@ def test_what_was_timed_before_is_told_without_a_measurement(monkeypatch, tmp_pa
 def test_a_runtime_that_ends_its_process_ends_neither_doctor_nor_the_measurement_of_others(
     monkeypatch, tmp_path
 ):
-    started = Started(monkeypatch, tmp_path, {"openvino": "exit code -11"}, (0, "[]\n", ""))
-    assert doctor.speeds(timing=True) == ([], "")
+    told = json.dumps({"ort-cpu": TOLD})
+    started = Started(monkeypatch, tmp_path, {"openvino": "exit code -11"}, (0, f"{told}\n", ""))
+    timed, untimed = doctor.speeds(timing=True)
+    assert [(each["name"], each["seconds"], untimed) for each in timed] == [("ort-cpu", 1.0, "")]
     (command,) = started.commands
     assert command[-1] == "ort-cpu"
     assert "openvino" not in command
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "",
+        "OpenVINO says good-bye",
+        json.dumps([1]),
+        json.dumps({"ort-cpu": TOLD | {"computes_in": ["float32"]}, "openvino": TOLD}),
+        json.dumps({"ort-cpu": TOLD | {"seconds_in": 3}, "openvino": TOLD}),
+    ],
+)
+def test_what_another_than_us_printed_or_kept_is_no_time(monkeypatch, tmp_path, told):
+    Started(monkeypatch, tmp_path, {}, (0, told, ""))
+    assert doctor.speeds(timing=True) == ([], "its process said nothing of them")
+    there = speed.timeable()
+    monkeypatch.setattr(speed.Remembered, "read", lambda _: {"speeds": told and json.loads(told)})
+    if not told.startswith("Open"):
+        assert speed.remembered(there) == {}
 
 
 def test_why_no_runtime_is_timed_is_said(monkeypatch, tmp_path, capsys):

@@ -58,7 +58,7 @@ def test_what_the_narrower_precision_costs_is_measured_on_the_data(wide, capsys)
     apart = float((got.double() - expected).norm() / expected.norm())
     assert apart > 0.25
     assert told["drift"][0]["relative"] == pytest.approx(apart, rel=1e-5)
-    assert told["samples"] == {"count": 24, "origin": "held-out"}
+    assert told["samples"] == {"count": 24, "origin": "data"}
     (warning,) = told["warnings"]
     assert "may no longer do what it did" in warning
     assert "leave --precision out" in warning
@@ -77,7 +77,12 @@ def test_what_float32_makes_infinite_is_refused_with_a_remedy_that_works(wide, c
     assert run(TO_FLOAT32) == ExitCode.VERIFICATION
     err = capsys.readouterr().err
     assert "the model in float32" in err
-    assert "leave --precision out" in err
+    assert "leave --precision out, or give inputs that it is made for: --data" in " ".join(err.split())
+    np.savez("d.npz", x=np.full((9, 4), 1e-30))
+    assert run([*TO_FLOAT32, "--data", "d.npz"]) == 0
+    np.savez("d.npz", x=np.ones((9, 4)))
+    assert run([*TO_FLOAT32, "--data", "d.npz"]) == ExitCode.VERIFICATION
+    assert "--data" not in capsys.readouterr().err.split("the model in float32")[1]
     assert run(["export", "wide.pt2", "-o", "again.pt2"]) == 0
 
 
@@ -96,3 +101,17 @@ def test_the_next_pass_goes_on_from_what_an_exported_file_holds(wide, capsys):
     assert run([*TO_FLOAT32[:-1], "float32.onnx"]) == 0
     assert run(["prune", "--sparsity", "0.5", "-o", "pruned.pt2"]) == 0
     assert torch.export.load("pruned.pt2").state_dict["head.weight"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_that_cpus_compute_in_float32_only_names_that_as_the_remedy(wide, capsys, dtype):
+    def save(net, x):
+        batch = ({0: torch.export.Dim("batch")},)
+        torch.export.save(torch.export.export(net, (x,), dynamic_shapes=batch), "wide.pt2")
+
+    net, x = nn.Sequential(nn.Conv3d(2, 3, 1), nn.AvgPool3d(2)).eval(), torch.randn(2, 2, 4, 4, 4)
+    save(net.to(dtype), x.to(dtype))
+    assert run(["inspect", "wide.pt2"]) == ExitCode.MODEL_FILE
+    assert "save the model in float32" in " ".join(capsys.readouterr().err.split())
+    save(net.float(), x)
+    assert run(["inspect", "wide.pt2"]) == 0

@@ -40,7 +40,7 @@ def _tell_units_apart(graph: ir.Graph, product: ir.Node) -> bool:
     if bias is None or bias.ndim != 1 or len(bias) < 2 or np.ptp(bias):
         return False
     bias = bias.copy()
-    bias[0] = np.nextafter(bias[0], np.float32(np.inf)) if bias[0] else LEAST
+    bias[0] = np.nextafter(bias[0], np.float32(0)) if bias[0] else LEAST
     inputs = [*product.inputs[:2], store(graph, f"{product.outputs[0].name}_bias", bias)]
     result = product.outputs[0]
     replace(result, insert(graph, product, ir.node("Gemm", inputs, product.attributes), result))
