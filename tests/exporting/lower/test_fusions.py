@@ -12,7 +12,7 @@ from nncompress.exporting import write_onnx
 from nncompress.ir import Model
 from nncompress.loading import load_model
 from nncompress.targets import TARGETS
-from tests.exporting.lower.test_lower_int8 import quantized
+from tests.exporting.lower.int8.test_lower_int8 import quantized
 
 
 class Net(nn.Module):

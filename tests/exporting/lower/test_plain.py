@@ -7,7 +7,7 @@ from torch import nn
 from nncompress.exporting import write_onnx
 from nncompress.ir import Model
 from nncompress.targets import TARGETS
-from tests.exporting.lower.test_lower_int8 import quantized
+from tests.exporting.lower.int8.test_lower_int8 import quantized
 
 
 def test_a_plain_file_has_nothing_that_only_one_runtime_likes(tmp_path):

@@ -4,7 +4,7 @@ from torch import nn
 
 from nncompress.exporting import write_onnx
 from nncompress.ir import Model
-from tests.exporting.lower.test_lower_int8 import quantized
+from tests.exporting.lower.int8.test_lower_int8 import quantized
 
 
 class Pool(nn.Module):

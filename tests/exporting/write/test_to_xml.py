@@ -15,7 +15,7 @@ from nncompress.exporting import write
 from nncompress.ir import Model
 from nncompress.passes import Context, Quantize
 from nncompress.runtimes import open_artifact
-from tests.exporting.lower.test_lower_int8 import quantized
+from tests.exporting.lower.int8.test_lower_int8 import quantized
 
 pytest.importorskip("openvino")
 from nncompress.exporting.check import openvino as check

@@ -16,7 +16,7 @@ from nncompress.exporting.check.int8_coverage import int8_coverage
 from nncompress.exporting.lower.onnxruntime.int8 import rewrite as lower_int8
 from nncompress.ir import Model
 from nncompress.targets import TARGETS
-from tests.exporting.lower.test_lower_int8 import quantized
+from tests.exporting.lower.int8.test_lower_int8 import quantized
 
 # For this machine's kernels, whatever it is.
 write_onnx = partial(exporting.write_onnx, target=TARGETS["ort-cpu"])

@@ -10,7 +10,7 @@ from nncompress.exporting.check.int8_coverage import int8_coverage
 from nncompress.exporting.lower.onnxruntime.int8 import tiles as lower_tiles
 from nncompress.ir import Model
 from nncompress.targets import TARGETS
-from tests.exporting.lower.test_lower_int8 import quantized
+from tests.exporting.lower.int8.test_lower_int8 import quantized
 
 
 class Wide(nn.Module):

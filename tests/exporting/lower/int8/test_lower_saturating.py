@@ -21,7 +21,7 @@ from nncompress.passes import Context, Quantize
 from nncompress.runtimes import exact_copy, on_onnxruntime, open_artifact
 from nncompress.runtimes.onnx_files.saturation import overflows, saturating_weights
 from nncompress.targets import TARGETS
-from tests.exporting.lower.test_lower_int8 import quantized
+from tests.exporting.lower.int8.test_lower_int8 import quantized
 from tests.passes.quantize.test_quantize import Records
 
 OLD = Processor("without VNNI", 2, frozenset({"sse4_1", "avx2"}))
