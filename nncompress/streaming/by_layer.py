@@ -142,6 +142,8 @@ def factorize(each: Factorize, model: Model, blocks: Blocks, held: HeldWeights, 
 class LayerwiseMoments(InputMoments):
     """Moments for which every weight is read once: all samples run to a layer before one goes on."""
 
+    spills = False  # those of some layers are made, used and dropped before the next
+
     def __init__(
         self,
         model: Model,

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from nncompress.analysis.curvature.autograd import finite, in_chunks, output_scales
 from nncompress.analysis.observe.gradient_hooks import GradientHooks
+from nncompress.analysis.observe.moments import add_products
 from nncompress.analysis.observe.walk import Inputs
 from nncompress.errors import UnsupportedError
 from nncompress.ir.graph.model import Model
@@ -53,12 +54,12 @@ def output_gradients(
     try:
         for inputs in batches:
             with torch.no_grad():
-                scales = scales or output_scales(hooks.outputs(*inputs))
+                scales = scales or output_scales(model.outputs_of(*inputs))
             for chunk in in_chunks(model, inputs, CHUNK):
                 progress.step("measuring what the output minds", samples, total)
                 for node, gradient in _backward(hooks, chunk, scales, generator).items():
-                    rows = gradient.movedim(dims[node], -1).flatten(0, -2).to(torch.float64)
-                    found[node] = found.get(node, torch.zeros((), dtype=torch.float64)) + rows.T @ rows
+                    rows = gradient.movedim(dims[node], -1).flatten(0, -2)
+                    found[node] = with_products(found.get(node, torch.zeros(())), rows)
                 samples += len(chunk[0])
     except RuntimeError as error:
         raise UnsupportedError(
@@ -68,6 +69,26 @@ def output_gradients(
         ) from error
     progress.step("measuring what the output minds", samples, total)
     return {node: moment / max(samples, 1) for node, moment in found.items()}
+
+
+def with_products(total: Tensor, rows: Tensor) -> Tensor:
+    """A total, float64 [d, d] (at first a single 0), with the outer products of gradients [n, d] added.
+
+    Products are made in float32 at least: gradients have no large mean, beside which differences would drown.
+    Their size is taken out of them, as squares of small ones have no place there.
+    """
+    if rows.is_complex():  # two numbers each
+        rows = torch.cat([rows.real, rows.imag])
+    if not total.dim():
+        total = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    size = rows.abs().max() if rows.numel() else rows.new_zeros(())
+    if size > 0:
+        scaled = rows / size
+        products = scaled.new_zeros(1, *total.shape)
+        add_products(products, scaled[None])
+        total.add_(products[0], alpha=float(size) ** 2)
+    return total
 
 
 def _backward(

@@ -1,4 +1,4 @@
-"""Second moments of what layers read, streamed: so many layers per pass as fit in memory."""
+"""Second moments of what layers read, streamed: those that memory has no room for are in a file."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from nncompress.analysis.importance.choices import Choice, Consumer, Indices
-from nncompress.analysis.observe.budget import in_runs
 from nncompress.analysis.observe.moments import Moments
 from nncompress.analysis.observe.patches import input_rows
+from nncompress.analysis.observe.shelf import Shelf, Slot, moments_in_runs
 from nncompress.ir.layers.weights import Layer
 
 POSITIONS = 64  # of a layer, drawn per sample
@@ -57,21 +57,29 @@ def key(choice: Choice, consumer: Consumer) -> str:
     return layer.name if _inputs(layer) <= LARGEST else f"{layer.name} of {choice.name}"
 
 
-def moments_of_consumers(choices: Sequence[Choice], seed: int) -> dict[str, ConsumerMoments]:
-    """No moments yet, of all that the consumers of these choices read."""
+def moments_of_consumers(
+    choices: Sequence[Choice], seed: int, *, filed: bool = False
+) -> dict[str, ConsumerMoments]:
+    """No moments yet, of all that the consumers of these choices read.
+
+    Args:
+        filed: beyond the budget they go to a file.
+    """
     found: dict[str, ConsumerMoments] = {}
+    shelf = Shelf() if filed else None
     for choice in choices:
         for consumer in choice.consumers:
             whole = _inputs(consumer.layer) <= LARGEST
             generator = torch.Generator().manual_seed(seed + crc32(consumer.layer.name.encode()))
-            moments = ConsumerMoments(consumer.layer, None if whole else consumer.columns, generator)
+            columns = None if whole else consumer.columns
+            moments = ConsumerMoments(consumer.layer, columns, generator, Moments(Slot(shelf)))
             found.setdefault(key(choice, consumer), moments)
     return found
 
 
-def in_passes(choices: Sequence[Choice]) -> list[list[Choice]]:
-    """The choices in order, cut into runs whose moments fit in the budget (or one choice's)."""
-    return in_runs(choices, lambda choice: {key(choice, c): _bytes(c) for c in choice.consumers})
+def in_passes(choices: Sequence[Choice]) -> tuple[list[list[Choice]], bool]:
+    """The choices in order, cut into runs whose moments one pass gathers, and whether they go to a file."""
+    return moments_in_runs(choices, lambda choice: {key(choice, c): _bytes(c) for c in choice.consumers})
 
 
 def _inputs(layer: Layer) -> int:

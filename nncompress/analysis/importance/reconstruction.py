@@ -1,8 +1,8 @@
 """The reconstruction criterion: remove what the layers that read it can best do without.
 
 Streamed over the original model:
-1. second moments of the loss's gradient at every consumer's output, and of what the consumers read, those
-   for which there is no room in further passes; greedy elimination (`elimination.py`) then ranks the units;
+1. second moments of the loss's gradient at every consumer's output, and of what the consumers read, in a file
+   or in further passes what there is no room for; greedy elimination (`elimination.py`) ranks the units;
 2. calibration, one pass: for half of each choice removed, the change of the output to second order,
    E ½ (Σ g·δ)², with all correlations between positions that the moments leave out. It scales each choice's
    losses, so that those of different choices compare: they estimate the Kullback-Leibler divergence of a
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from nncompress.analysis.curvature.autograd import gradient_batch_size
+from nncompress.analysis.curvature.sensitivity import with_products
 from nncompress.analysis.curvature.stream import curvature_gradients
 from nncompress.analysis.importance.activations import read_sites, sum_by_unit
 from nncompress.analysis.importance.choices import Choice, Indices
@@ -62,7 +63,7 @@ class Response:
         if self.outputs is not None:
             self.outputs.add(result)
         rows = gradient.movedim(self.layer.channel_dim, -1).flatten(0, -2)
-        self.metric = self.metric + (rows.T @ rows).double()
+        self.metric = with_products(self.metric, rows)
         self.samples += samples
 
     def gradient_moment(self) -> Tensor:
@@ -115,13 +116,13 @@ class Reconstruction:
         Returns: choice name -> how outputs of layers change once the first half of its units is gone.
         """
         changes = {}
-        passes = in_passes(self._choices)
-        moments = moments_of_consumers(passes[0], self._seed)
+        passes, filed = in_passes(self._choices)
+        moments = moments_of_consumers(passes[0], self._seed, filed=filed)
         responses = self._measure(moments)
         done = 0
         for number, choices in enumerate(passes):
             if number:
-                moments = self._read(choices)
+                moments = self._read(choices, filed=filed)
             for choice in choices:
                 self._progress.step("ranking nodes", done, len(self._choices))
                 self.rankings[choice.name] = self._rank(choice, moments, responses)
@@ -161,9 +162,9 @@ class Reconstruction:
                 self._branch_means[number] = found / counts[number]
         return responses
 
-    def _read(self, choices: Sequence[Choice]) -> dict[str, ConsumerMoments]:
+    def _read(self, choices: Sequence[Choice], *, filed: bool) -> dict[str, ConsumerMoments]:
         """One pass without gradients: the moments of some choices."""
-        moments = moments_of_consumers(choices, self._seed)
+        moments = moments_of_consumers(choices, self._seed, filed=filed)
         watches: dict[fx.Node, list[Callable[[Tensor], None]]] = {}
         for inputs in moments.values():
             watches.setdefault(inputs.layer.data, []).append(inputs.add)

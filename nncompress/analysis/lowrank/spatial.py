@@ -47,10 +47,8 @@ class SpatialDecomposition:
         """tr(G Δ S Δᵀ) of the ranks 1 … largest before the turns of step 3, float64 [largest]."""
         if self.metric is None:
             return tails(self._spectrum.values)[1 : self.largest + 1]
-        features = self._features(self._start(self.largest))
         target = self.weight.flatten(1)
-        seen = self.metric.times_inputs(features)
-        gram = with_ridge(seen @ features.T, JITTER)
+        seen, gram = self._normal_equations(self._start(self.largest))
         solved = torch.linalg.solve_triangular(torch.linalg.cholesky(gram), seen @ target.T, upper=False)
         explained = (solved * self.metric.times_outputs(solved.T).T).sum(1).reshape(self.largest, -1).sum(1)
         return (self.metric.energy(target) - explained.cumsum(0)).clamp_min(0)
@@ -91,18 +89,23 @@ class SpatialDecomposition:
         vertical = self._spectrum.factors(rank)[1]
         return (vertical / vertical.norm(dim=1, keepdim=True).clamp_min(1e-300)).reshape(rank, inputs, height)
 
-    def _features(self, vertical: Tensor) -> Tensor:
-        """What H multiplies: V [r, i, K] -> [(r, l), (i, k, l')], V where l = l', else 0."""
-        width = self.weight.shape[3]
-        columns = torch.eye(width, dtype=torch.float64)
-        return torch.einsum("rik,lm->rlikm", vertical, columns).reshape(len(vertical) * width, -1)
+    def _normal_equations(self, vertical: Tensor) -> tuple[Tensor, Tensor]:
+        """F S [(r, l), (i, k, l')] and F S Fᵀ, safe to invert, of what H multiplies: F is V where l = l', 0
+        elsewhere, which is not multiplied."""
+        assert self.metric is not None
+        width, rows = self.weight.shape[3], vertical.flatten(1)  # [r, (i, k)]
+        second = self.metric.inputs
+        if second is None or second.dim() == 1:
+            size = rows.shape[1] * width
+            second = torch.eye(size, dtype=torch.float64) if second is None else second.diag()
+        seen = (rows @ second.reshape(rows.shape[1], -1)).reshape(len(rows) * width, -1)
+        gram = seen.unflatten(1, (-1, width)).mT @ rows.T  # [(r, l), l', r]
+        return seen, with_ridge(gram.mT.flatten(1), JITTER)
 
     def _solve_horizontal(self, vertical: Tensor) -> Tensor:
         """The H with the least error for V: normal equations, in which G cancels."""
-        assert self.metric is not None
-        features = self._features(vertical)
-        seen = self.metric.times_inputs(features)
-        factor = torch.linalg.cholesky(with_ridge(seen @ features.T, JITTER))
+        seen, gram = self._normal_equations(vertical)
+        factor = torch.linalg.cholesky(gram)
         solved = torch.cholesky_solve(seen @ self.weight.flatten(1).T, factor)
         return solved.T.reshape(len(self.weight), len(vertical), -1)
 

@@ -6,7 +6,7 @@
 | those with their gradients, twice the budget       | fewer samples to a batch, at least one             |
 | checkpoints between the layers of a layer-wise run | temporary files; or computed again, where no room  |
 | outputs that are compared                          | computed again, or fewer samples compared          |
-| moments of layers' inputs                          | a further pass over the data; at least one layer's |
+| moments of layers' inputs                          | temporary files; or further passes over the data   |
 | those of a group that shares a weight              | temporary files; or memory all the same            |
 """
 

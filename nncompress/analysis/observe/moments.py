@@ -17,9 +17,10 @@ from zlib import crc32
 import torch
 from torch import Tensor, fx
 
-from nncompress.analysis.observe.budget import in_runs
+from nncompress.analysis.observe import budget
 from nncompress.analysis.observe.enough import Rows
 from nncompress.analysis.observe.patches import input_rows
+from nncompress.analysis.observe.shelf import Shelf, Slot, moments_in_runs
 from nncompress.analysis.observe.statistics import observe
 from nncompress.analysis.observe.walk import Inputs
 from nncompress.ir.graph.model import Model
@@ -55,21 +56,25 @@ class Moments:
 
     Few vectors are less than the sum of their outer products, [d, d]: the last ones are kept as they are.
 
+    Args:
+        slot: keeps that sum between its uses; None: memory does.
+
     Attributes:
         count: vectors seen (per group).
         total: their sum, float64 [groups, d].
     """
 
-    def __init__(self) -> None:
+    def __init__(self, slot: Slot | None = None) -> None:
         self.count = 0
         self.total = torch.zeros(0)
-        self._products: Tensor | None = None
+        self._slot = slot or Slot()
         self._rows: list[Tensor] = []
 
     def add(self, rows: Tensor) -> None:
         """Take in rows [groups, n, d]."""
-        rows = rows.detach().to(torch.float64)
-        self.total = rows.sum(1) if self.count == 0 else self.total + rows.sum(1)
+        rows = rows.detach()
+        total = rows.sum(1, dtype=torch.float64)
+        self.total = total if self.count == 0 else self.total + total
         self.count += rows.shape[1]
         self._rows.append(rows)
         if sum(each.shape[1] for each in self._rows) > rows.shape[2] // 4:
@@ -79,20 +84,29 @@ class Moments:
     def products(self) -> Tensor:
         """The sum of their outer products, float64 [groups, d, d]."""
         self._sum_up()
-        return torch.zeros(0) if self._products is None else self._products
+        products = self._slot.value
+        return torch.zeros(0) if products is None else products
 
     def _sum_up(self) -> None:
         if self._rows:
-            rows = self._rows[0] if len(self._rows) == 1 else torch.cat(self._rows, 1)
-            self._rows = []
-            if self._products is None:
-                self._products = rows.new_zeros(len(rows), rows.shape[2], rows.shape[2])
-            add_products(self._products, rows)
+            rows, self._rows = self._waiting(), []
+            products = self._slot.value
+            if products is None:
+                products = rows.new_zeros(len(rows), rows.shape[2], rows.shape[2])
+            add_products(products, rows)
+            self._slot.value = products
+
+    def _waiting(self) -> Tensor:
+        """The rows that are kept as they are, float64 [groups, n, d]."""
+        rows = self._rows[0] if len(self._rows) == 1 else torch.cat(self._rows, 1)
+        return rows.to(torch.float64)
 
     def times(self, columns: Tensor) -> Tensor:
         """`products` times columns [groups, d, n]."""
-        found = torch.zeros_like(columns) if self._products is None else self._products @ columns
-        for rows in self._rows:
+        products = self._slot.value
+        found = torch.zeros_like(columns) if products is None else products @ columns
+        if self._rows:
+            rows = self._waiting()
             found += rows.mT @ (rows @ columns)
         return found
 
@@ -101,8 +115,8 @@ class Moments:
 
         Of few rows X, (Xᵀ X + λ)⁻¹ = (1 − Xᵀ (X Xᵀ + λ)⁻¹ X) / λ: what is factored has their number.
         """
-        few = self._products is None and self.count > 0
-        rows = torch.cat(self._rows, 1) if few else self.products
+        few = self._slot.value is None and self.count > 0
+        rows = self._waiting() if few else self.products
         wanted = torch.zeros(*rows.shape[::2], len(inputs), dtype=rows.dtype)
         wanted[:, inputs, torch.arange(len(inputs))] = 1.0
         if not few:
@@ -127,10 +141,11 @@ class Moments:
             self.count += other.count
             self.total = self.total + other.total
             self._rows += other._rows
-            if self._products is None:
-                self._products = other._products
-            elif other._products is not None:
-                self._products += other._products
+            products, others = self._slot.value, other._slot.value
+            if products is None:
+                self._slot = other._slot
+            elif others is not None:
+                self._slot.value = products.add_(others)
 
     @property
     def mean(self) -> Tensor:
@@ -150,10 +165,11 @@ class Moments:
 
 
 class InputMoments(Mapping[str, Moments]):
-    """Moments of the vectors that layers multiply (see `input_rows`), as many at a time as fit in the budget.
+    """Moments of the vectors that layers multiply (see `input_rows`), in memory as far as the budget allows.
 
-    Others than the last ones asked for are gathered by a further pass over the data: ask in the order given.
-    What is drawn does not depend on how many passes there are. `model` may be edited meanwhile.
+    The others are in a temporary file, which takes a fraction of a pass over the data, or, where that has no
+    room, gathered by further passes once they are asked for: ask in the order given. What is drawn and
+    summed does not depend on it. `model` may be edited meanwhile.
 
     Args:
         readers: name -> layers whose inputs are taken together.
@@ -161,7 +177,10 @@ class InputMoments(Mapping[str, Moments]):
 
     Attributes:
         rows: name -> what was seen; of embeddings nothing.
+        in_memory: all of them are.
     """
+
+    spills = True  # to a file
 
     def __init__(
         self,
@@ -176,7 +195,11 @@ class InputMoments(Mapping[str, Moments]):
     ) -> None:
         self._batches, self._most, self._seed = batches, rows, seed
         self._progress, self._total = progress, total
-        self._runs = in_runs(readers, lambda name: {name: max(map(_moment_bytes, readers[name]))})
+        sizes = {name: max(map(_moment_bytes, several)) for name, several in readers.items()}
+        self.in_memory = sum(sizes.values()) <= budget.BUDGET
+        self._runs, self._filed = moments_in_runs(
+            readers, lambda name: {name: sizes[name]}, filed=self.spills
+        )
         self._model = model.copy() if len(self._runs) > 1 else model
         ours = {layer.name: layer for layer in layers(self._model)}
         self._readers = {name: [ours[layer.name] for layer in several] for name, several in readers.items()}
@@ -206,7 +229,8 @@ class InputMoments(Mapping[str, Moments]):
     def _gather(self, run: Sequence[str]) -> dict[str, Moments]:
         if not run:
             return {}
-        found = {name: Moments() for name in run}
+        shelf = Shelf() if self._filed else None
+        found = {name: Moments(Slot(shelf)) for name in run}
         watches: dict[fx.Node, list[Callable[[Tensor], None]]] = {}
         for name, moments in found.items():
             generator = torch.Generator().manual_seed(self._seed + crc32(name.encode()))

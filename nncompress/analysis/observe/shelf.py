@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from shutil import disk_usage
 from tempfile import TemporaryFile, gettempdir
@@ -16,10 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from nncompress.analysis.observe.budget import ByteBudget
+from nncompress.analysis.observe.budget import ByteBudget, Item, in_runs
 from nncompress.analysis.observe.walk import Env
 from nncompress.errors import OutputError, Told
 from nncompress.memory import most_bytes
+
+OF_ROWS = 8  # rows that wait to be summed up take at most this part of the memory that moments take
 
 
 class Shelf:
@@ -40,8 +42,20 @@ class Shelf:
         Raises:
             OutputError: neither files nor memory have room for it.
         """
+        place = self._put_away(tensor)
+        if place is not None:
+            return partial(self._read, place, tuple(tensor.shape), tensor.numpy().dtype)
+
+        def given() -> Tensor:
+            return tensor
+
+        finalize(given, self._budget.leave, tensor.nbytes)
+        return given
+
+    def _put_away(self, tensor: Tensor) -> int | None:
+        """Where in the file it is; None: there is room in memory, which is taken."""
         if self._budget.fits(tensor.nbytes):
-            return self._in_memory(tensor)
+            return None
         try:
             return self._written(tensor)
         except OutputError as error:
@@ -50,31 +64,56 @@ class Shelf:
                 raise
             line = f"{error.what}: {error.got}; up to {self._budget.limit / 2**30:.1f} GiB of memory instead"
             warnings.warn(line, Told, stacklevel=2)
-            return self._in_memory(tensor)
+            return None
 
-    def _in_memory(self, tensor: Tensor) -> Callable[[], Tensor]:
-        def given() -> Tensor:
-            return tensor
-
-        finalize(given, self._budget.leave, tensor.nbytes)
-        return given
-
-    def _written(self, tensor: Tensor) -> Callable[[], Tensor]:
-        values = np.ascontiguousarray(tensor.numpy())
-        rest, place = values.data.cast("B"), 0
+    def _written(self, tensor: Tensor, place: int | None = None) -> int:
+        """Where in the file it is from now on; None: at its end."""
+        rest = np.ascontiguousarray(tensor.numpy()).data.cast("B")
         try:
             self._file = file = self._file or _file_of(self, buffering=0)
-            place = file.seek(0, 2)
+            place = file.seek(0, 2) if place is None else file.seek(place)
             while rest:
                 rest = rest[file.write(rest) :]
         except OSError as error:
-            raise _no_room(error, f"{place + tensor.nbytes} bytes") from error
-        return partial(self._read, place, tuple(tensor.shape), values.dtype)
+            raise _no_room(error, f"{(place or 0) + tensor.nbytes} bytes") from error
+        return place
 
     def _read(self, place: int, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
         assert self._file is not None
         self._file.seek(place)
         return torch.from_numpy(np.fromfile(self._file, dtype, math.prod(shape)).reshape(shape))
+
+
+class Slot:
+    """A tensor that is replaced again and again by others of its shape: on a shelf, or without one in memory.
+
+    Attributes:
+        value: it, or None before the first. What the file holds is read at every look: assign what was
+            changed.
+    """
+
+    def __init__(self, shelf: Shelf | None = None) -> None:
+        self._shelf = shelf
+        self._held: Tensor | None = None
+        self._filed: tuple[int, tuple[int, ...], np.dtype] | None = None
+
+    @property
+    def value(self) -> Tensor | None:
+        if self._filed is None or self._shelf is None:
+            return self._held
+        return self._shelf._read(*self._filed)
+
+    @value.setter
+    def value(self, tensor: Tensor) -> None:
+        shelf, first = self._shelf, self._held is None and self._filed is None
+        if shelf is not None and self._filed is not None:
+            shelf._written(tensor, self._filed[0])
+        elif shelf is not None and first and (place := shelf._put_away(tensor)) is not None:
+            self._filed = place, tuple(tensor.shape), tensor.numpy().dtype
+        else:
+            if shelf is not None and first:
+                finalize(self, shelf._budget.leave, tensor.nbytes)
+            self._held = tensor
 
 
 class SpilledValues:
@@ -122,6 +161,34 @@ def room_for_files() -> ByteBudget:
         return ByteBudget(disk_usage(gettempdir()).free // 4)
     except OSError as error:
         raise _no_room(error) from error
+
+
+def moments_in_runs(
+    items: Collection[Item], bytes_of: Callable[[Item], dict[str, int]], *, filed: bool = True
+) -> tuple[list[list[Item]], bool]:
+    """The items, cut into runs whose moments can be gathered by one pass over the data, and whether these go
+    to files: where files have room for all of them, memory need hold no more than the rows that wait.
+
+    Args:
+        bytes_of: the moments of an item, see `in_runs`.
+        filed: they may.
+    """
+    runs = in_runs(items, bytes_of)
+    if len(runs) == 1 or not filed:
+        return runs, False
+    held: dict[str, int] = {}
+    for item in items:
+        held |= bytes_of(item)
+    if not _files_take(sum(held.values())):
+        return runs, False
+    return in_runs(items, lambda item: {k: size // OF_ROWS for k, size in bytes_of(item).items()}), True
+
+
+def _files_take(size: int) -> bool:
+    try:
+        return size <= room_for_files().limit
+    except OutputError:
+        return False
 
 
 def _file_of(owner: object, buffering: int = -1) -> IO[bytes]:

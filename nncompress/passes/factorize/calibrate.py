@@ -37,8 +37,8 @@ class TargetStatistics:
 
 
 class CalibrationStatistics:
-    """Statistics of all targets: from one backward pass over the data (with `outputs`), and as many forward
-    passes as it takes for the second moments that are held to fit in the budget; ask in the order given.
+    """Statistics of all targets: from a forward pass over the data (see `InputMoments`: ask in the order
+    given), and with `outputs` from one forward and back.
 
     Args:
         outputs: measure errors in the model's output instead of the layer's own.
@@ -46,7 +46,7 @@ class CalibrationStatistics:
         new_biases: a layer without a bias may get one, which takes up the mean of its error.
 
     Attributes:
-        passes: how many forward passes one round through the targets takes.
+        in_memory: second moments all are; the errors that they measure may be kept, too.
 
     Raises:
         UnsupportedError: the model cannot be differentiated.
@@ -84,8 +84,8 @@ class CalibrationStatistics:
             )
 
     @property
-    def passes(self) -> int:
-        return self._moments.passes
+    def in_memory(self) -> bool:
+        return self._moments.in_memory
 
     def of(self, target: Target) -> TargetStatistics | None:
         """Those of one target; None where its layers are of different kinds."""

@@ -45,7 +45,7 @@ def option_of(
     multiple = round_to if oracle is None else oracle.multiple(target, round_to)
     wanted = Wanted(rule.rank, rule.limit(total, elements, minimized), multiple)
     forms = {f.name: f for f in forms_of(target, shapes, form, metrics, wanted)}
-    if statistics is not None and statistics.passes > 1:  # the statistics of all layers would not fit
+    if statistics is not None and not statistics.in_memory:  # what is made of them would not fit either
         for each in forms.values():
             each.keeps_parts = False
     unit = rule.unit(target)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nncompress.analysis.curvature.sensitivity import output_gradients
+from nncompress.analysis.curvature.sensitivity import output_gradients, with_products
 from nncompress.errors import UnsupportedError
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import layers
@@ -94,3 +94,25 @@ def test_a_gradient_that_is_not_finite_is_refused():
     model = Model.from_module(Overflowing(), (torch.randn(2, 4),))
     with pytest.raises(UnsupportedError, match="gradient at linear is not finite in float32"):
         output_gradients(model, [(next(layers(model)).node, -1)], [(torch.randn(3, 4),)])
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-22])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_products_of_gradients_of_any_size_are_those_in_float64(size, dtype):
+    torch.manual_seed(0)
+    rows = (torch.randn(5000, 300) * torch.logspace(0, -3, 300) * size).to(dtype)
+    total = torch.zeros(())
+    for part in rows.split(1700):
+        total = with_products(total, part)
+    wanted = rows.double().T @ rows.double()
+    spread = wanted.diagonal().sqrt()
+    assert float(((total - wanted).abs() / (spread[:, None] * spread)).max()) < 1e-6
+    torch.testing.assert_close(total, total.T, rtol=1e-6, atol=1e-6 * float(total.max()))
+
+
+def test_gradients_of_nothing_and_complex_ones():
+    nothing = with_products(torch.zeros(()), torch.zeros(4, 3))
+    assert torch.equal(nothing, torch.zeros(3, 3).double())
+    rows = torch.randn(7, 3, dtype=torch.complex64)
+    wanted = (rows.mH @ rows).real.double()  # re re + im im
+    torch.testing.assert_close(with_products(nothing, rows), wanted, rtol=1e-5, atol=1e-5)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from nncompress.analysis.couplings import find_couplings
 from nncompress.analysis.importance import CRITERIA, Setting, consumer_moments, group_choices
 from nncompress.analysis.importance.consumer_moments import in_passes
-from nncompress.analysis.observe import budget
+from nncompress.analysis.observe import budget, shelf
 from nncompress.ir import Model
 
 RECORDS = 12
@@ -133,13 +133,18 @@ def test_reconstruction_estimates_the_divergence_of_a_classifier():
     assert ranking.loss[5] == pytest.approx(float(divergence), rel=0.35)
 
 
-def test_reconstruction_gathers_what_does_not_fit_in_more_passes(monkeypatch):
+@pytest.mark.parametrize("files", [True, False])
+def test_reconstruction_gathers_what_does_not_fit_in_a_file_or_in_more_passes(monkeypatch, files):
     # 8x8 positions per record: all of them are seen, so passes differ in nothing but rounding.
     each, data = model("residual"), images(40)
     choices = group_choices(each, find_couplings(each))
     want = CRITERIA["reconstruction"].rank(Setting(each, choices, data))
-    monkeypatch.setattr(budget, "BUDGET", 1)
-    assert len(in_passes(choices)) == len(choices) > 2
+    monkeypatch.setattr(shelf, "_files_take", lambda size: files)
+    monkeypatch.setattr(budget, "BUDGET", 100_000 if files else 1)
+    passes, filed = in_passes(choices)
+    assert filed == files
+    assert len(passes) == (1 if files else len(choices))
+    assert len(choices) > 2
     found = CRITERIA["reconstruction"].rank(Setting(each, choices, data))
     for name, ranking in found.items():
         assert ranking.order == want[name].order

@@ -163,11 +163,29 @@ def test_small_moments_stay_small_beside_others():
     assert with_ridge(torch.zeros(3, 3), of_nothing=1e-9).trace() == pytest.approx(3e-9)
 
 
-def test_moments_over_the_budget_are_gathered_again_to_the_same_bits(monkeypatch):
+def test_moments_over_the_budget_are_in_a_file_to_the_same_bits(monkeypatch):
+    each, batches = model("residual"), [inputs("residual", 4, seed=s) for s in range(3)]
+    readers = {layer.name: [layer] for layer in layers(each)}
+    whole = InputMoments(each, readers, batches, rows=20, seed=5)
+    size = sum(whole[name].second.nbytes for name in readers)
+    monkeypatch.setattr(budget, "BUDGET", size // 4)
+    filed = InputMoments(each, readers, batches, rows=20, seed=5)
+    assert whole.in_memory
+    assert not filed.in_memory
+    assert whole.passes == filed.passes == 1
+    again = {name: filed[name].second for name in readers}
+    for name in reversed(readers):
+        assert torch.equal(again[name], whole[name].second)
+        assert torch.equal(filed[name].second, whole[name].second)
+        assert filed[name].count == whole[name].count
+
+
+def test_moments_that_files_have_no_room_for_are_gathered_again_to_the_same_bits(monkeypatch):
     each, batches = model("residual"), [inputs("residual", 4, seed=s) for s in range(3)]
     readers = {layer.name: [layer] for layer in layers(each)}
     whole = InputMoments(each, readers, batches, rows=20, seed=5)
     monkeypatch.setattr(budget, "BUDGET", 1)
+    monkeypatch.setattr("nncompress.analysis.observe.shelf._files_take", lambda size: False)
     parts = InputMoments(each, readers, batches, rows=20, seed=5)
     assert whole.passes == 1
     assert parts.passes == len(readers)

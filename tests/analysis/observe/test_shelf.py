@@ -9,7 +9,7 @@ import torch
 
 from nncompress.analysis.observe import shelf as shelves
 from nncompress.analysis.observe.budget import ByteBudget
-from nncompress.analysis.observe.shelf import Shelf
+from nncompress.analysis.observe.shelf import Shelf, Slot
 from nncompress.errors import OutputError, Told
 
 
@@ -50,3 +50,21 @@ def test_shelves_beside_each_other_share_one_budget():
     del kept[0]
     assert budget.taken == tensor.nbytes
     assert passing.keep(tensor)() is tensor
+
+
+def test_a_slot_holds_the_last_value_in_memory_or_at_one_place_of_the_file():
+    budget = ByteBudget(500)
+    shelf, tensors = Shelf(budget), [torch.randn(100, dtype=torch.float64) for _ in range(4)]
+    held, filed, plain = Slot(Shelf(ByteBudget(10_000))), Slot(shelf), Slot()
+    for slot in (held, filed, plain):
+        assert slot.value is None
+    for tensor in tensors:
+        for slot in (held, filed, plain):
+            slot.value = tensor
+            assert torch.equal(slot.value, tensor)
+    assert held.value is plain.value is tensors[-1]
+    assert shelf._file.seek(0, 2) == tensors[0].nbytes
+    beside = Slot(shelf)
+    beside.value = tensors[0]
+    assert torch.equal(filed.value, tensors[-1])
+    assert torch.equal(beside.value, tensors[0])
