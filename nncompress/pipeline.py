@@ -189,7 +189,7 @@ def _check_clock(each: Pass, context: Context) -> None:
         NNCompressError: one of these.
     """
     if chooses_by_clock(each):
-        floats_in(clocked(context.target), context.ends_in)
+        floats_in(clocked(context.target, context.ends_in), context.ends_in)
 
 
 def _run_one(

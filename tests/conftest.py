@@ -61,5 +61,5 @@ def _short_measurements():
         # A process for each artifact takes seconds: `test_own_process` starts some.
         patch.setattr("nncompress.benchmarking.in_own_process", lambda *_, **how: OwnProcess(1000, 0.5))
         # Which runtime is fastest depends on the load: the one that every installation has.
-        patch.setattr(target_speed, "fastest", lambda: "ort-cpu")
+        patch.setattr(target_speed, "fastest", lambda *_: "ort-cpu")
         yield

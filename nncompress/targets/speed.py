@@ -5,6 +5,7 @@ It is measured in `nncompress.benchmarking.latency.target`; to read it takes no 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -31,6 +32,11 @@ class Speed:
     def seconds(self) -> float:
         """Of one run in floats, as it computes them by itself."""
         return self.seconds_in[self.computes_in]
+
+    def least(self, *ends_in: str | None) -> float:
+        """Of one run in the fastest of these precisions that there are; None, as no precision, is floats."""
+        asked = (each or self.computes_in for each in ends_in or (None,))
+        return min(self.seconds_in.get(each, math.inf) for each in asked)
 
 
 def row(target: Target, speed: Speed | None) -> dict[str, Any]:

@@ -239,6 +239,16 @@ def test_the_fastest_is_measured_once_and_remembered(untimed, monkeypatch):
     assert target_speed.speeds() == first == remembered(timeable())
 
 
+def test_the_fastest_is_that_of_the_precision_in_which_the_result_runs(untimed, monkeypatch):
+    monkeypatch.setattr(target_speed, "medians", scripted)
+    monkeypatch.setattr(target_speed, "fastest", fastest)
+    for ends_in, expected in {(): "openvino", ("int8",): "ort-cpu", ("int8", None): "ort-cpu"}.items():
+        assert fastest(*ends_in) == expected
+        assert target_speed.clocked(None, *ends_in).name == target_speed.layer_clock(None, *ends_in).name
+    assert target_speed.clocked(None, "int8").name == "ort-cpu"
+    assert target_speed.clocked(None, "float32").name == "openvino"
+
+
 @pytest.mark.parametrize("kept", ["[]", '{"openvino": 1}', '{"ort-cpu": {}, "openvino": {}}', "NaN"])
 def test_times_that_a_stranger_wrote_are_not_believed(untimed, monkeypatch, kept):
     monkeypatch.setattr(target_speed, "medians", scripted)

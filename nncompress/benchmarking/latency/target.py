@@ -27,15 +27,18 @@ WIDTH, SIZE, DEPTH = 64, 28, 6  # channels, pixels, layers: a few ms, as one sta
 NETWORK = (LayerShape("Conv", (WIDTH, WIDTH, 3, 3), (("pads", (1, 1, 1, 1)),)),) * DEPTH
 
 
-def clocked(name: str | None) -> Target:
+def clocked(name: str | None, *ends_in: str | None) -> Target:
     """The target that latencies are measured in: the named one, or the fastest one here.
+
+    Args:
+        ends_in: the precisions that the result may run in, see `fastest`.
 
     Raises:
         UsageError: there is no such target, or nothing here runs its files on this processor.
         MissingExtraError: its runtime is not installed.
     """
     if name is None:
-        return TARGETS[fastest()]
+        return TARGETS[fastest(*ends_in)]
     chosen = target(name)
     if not chosen.runtime or chosen.device == "cuda":
         raise UsageError(
@@ -48,13 +51,13 @@ def clocked(name: str | None) -> Target:
     return chosen
 
 
-def layer_clock(name: str | None) -> Target:
+def layer_clock(name: str | None, *ends_in: str | None) -> Target:
     """As `clocked`, for single layers: these are written as `.onnx` files.
 
     Raises:
         UsageError: also where the target does not read these.
     """
-    chosen = clocked(name)
+    chosen = clocked(name, *ends_in)
     if ".onnx" not in chosen.suffixes:
         raise UsageError(
             f"single layers cannot be timed in {chosen.name}",
@@ -86,11 +89,16 @@ def floats_in(where: Target, precision: str | None) -> str | None:
     return asked
 
 
-def fastest() -> str:
-    """The name of the target that takes the least time for floats, as it computes them by itself."""
+def fastest(*ends_in: str | None) -> str:
+    """The name of the target that takes the least time.
+
+    Args:
+        ends_in: in any of these precisions; None among them, as where there are none, is floats, as each
+            computes them by itself.
+    """
     there = [t.name for t in _there()] or ["ort-cpu"]
     measured = speeds() if len(there) > 1 else {}
-    return min(there, key=lambda name: measured[name].seconds if measured else 0.0)
+    return min(there, key=lambda name: measured[name].least(*ends_in) if measured else 0.0)
 
 
 def computes_in(name: str) -> str:

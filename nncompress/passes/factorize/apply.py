@@ -39,7 +39,7 @@ SPECTRUM = 32  # ranks of one layer whose error is recorded, and the chosen one
 
 def requires(options: Factorize, model: Model, context: Context) -> None:
     if options.faster or options.latency is not None:
-        layer_clock(context.target)
+        layer_clock(context.target, context.ends_in)
     found = with_recurrent_matrices(model)
     if not found:
         raise UsageError(
@@ -78,7 +78,7 @@ def apply(options: Factorize, model: Model, context: Context) -> list[Change]:
         statistics, minimized = _calibrate(model, targets, options.minimize, rule, context)
         oracle = None
         if options.faster or options.latency is not None:
-            oracle = LatencyOracle(shapes, layer_clock(context.target), context.ends_in)
+            oracle = LatencyOracle(shapes, layer_clock(context.target, context.ends_in), context.ends_in)
         per_layer = []
         for done, target in enumerate(targets):
             context.progress.step("decomposing" if oracle is None else "timing", done, len(targets))

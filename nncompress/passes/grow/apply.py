@@ -64,7 +64,7 @@ def apply(options: Grow, model: Model, context: Context) -> list[Change]:
         with ModelLatency(
             model,
             context.progress,
-            clocked(context.target),
+            clocked(context.target, context.ends_in),
             precision=context.ends_in,
             finish=context.finish,
         ) as latency:

@@ -167,7 +167,7 @@ def _within_latency(
         fitted = without_data(ranks.model, plan.cut)
         return apply_cut(ranks.model, plan.cut, fitted, None, verify=False)[0]
 
-    plan, reached = by_latency(share, amount, ranks, cut, clocked(context.target), context)
+    plan, reached = by_latency(share, amount, ranks, cut, clocked(context.target, context.ends_in), context)
     return plan, [reached]
 
 

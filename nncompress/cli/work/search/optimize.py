@@ -103,7 +103,7 @@ def find(
         say(f"measured by {asked['metric']} ({measure.metric.title}): {why}; --metric names another")
     asked["drop"] = _drop(max_drop, measure.metric)
     if clock_in:
-        where = clocked(target)
+        where = clocked(target, *([asked["ends_in"]] if asked["ends_in"] else ["int8", None]))
         asked["target"] = where.name
         floats_in(where, asked["ends_in"])  # refused before the search
         chosen = "" if target else ", the fastest here (--target names another)"
