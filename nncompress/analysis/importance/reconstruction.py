@@ -4,9 +4,8 @@ Streamed over the original model:
 1. second moments of the loss's gradient at every consumer's output, and of what the consumers read, in a file
    or in further passes what there is no room for; greedy elimination (`elimination.py`) ranks the units;
 2. calibration, one pass: for half of each choice removed, the change of the output to second order,
-   E ½ (Σ g·δ)², with all correlations between positions that the moments leave out. It scales each choice's
-   losses, so that those of different choices compare: they estimate the Kullback-Leibler divergence of a
-   classifier.
+   E ½ (Σ g·δ)², with the correlations between positions that moments leave out. It scales each choice's
+   losses, so that different choices compare: they estimate a classifier's Kullback-Leibler divergence.
 """
 
 from __future__ import annotations
