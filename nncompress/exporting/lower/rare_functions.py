@@ -13,21 +13,27 @@ _SHIFT = 7  # Stirling's series is right to 1e-11 from there on
 
 
 def gcd(a: Tensor, b: Tensor) -> Tensor:
+    """Of the least number, which has no abs, torch leaves the sign to the steps: each gives it to every other
+    rest."""
     kind = torch.promote_types(a.dtype, b.dtype)
     wide = torch.promote_types(kind, torch.int32)
-    a, b = a.to(wide).abs(), b.to(wide).abs()
-    a, b = torch.minimum(a, b), torch.maximum(a, b)  # the least number, which has no abs, divides nothing
-    for _ in range(_EUCLID[kind]):
+    a, b = (x.to(wide).abs().to(kind).to(wide) for x in (a, b))
+    a, b = torch.minimum(a, b), torch.maximum(a, b)  # what has no abs divides nothing
+    least, turned = a < 0, torch.ones_like(a, dtype=torch.bool)
+    for step in range(_EUCLID[kind]):
         done = b == 0
-        a, b = torch.where(done, a, b), torch.remainder(a, torch.where(done, 1, b))
-    return a.to(kind)
+        rest = torch.remainder(a, torch.where(done, 1, b))
+        if not step:
+            rest = torch.where(least & (rest != 0) & ~done, b - rest, rest)
+        a, b, turned = torch.where(done, a, b), rest, torch.logical_xor(turned, ~done)
+    return torch.where(least & turned & (a > 0), -a, a).to(kind)
 
 
 def lcm(a: Tensor, b: Tensor) -> Tensor:
     kind = torch.promote_types(a.dtype, b.dtype)
     wide = torch.promote_types(kind, torch.int32)
     common = gcd(a, b).to(wide)
-    share = torch.floor_divide(a.to(wide).abs(), torch.where(common == 0, 1, common))
+    share = torch.floor_divide(a.to(wide), torch.where(common == 0, 1, common.abs()))  # least / -1 ends it
     return (share * b.to(wide)).abs().to(kind)
 
 

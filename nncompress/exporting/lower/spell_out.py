@@ -15,7 +15,7 @@
 | index_reduce         |                                                                  |
 | cdist, p other than 2 | norms of differences                                             |
 | sort(stable=True)    | sort                                                             |
-| searchsorted         | how many bounds are smaller                                      |
+| searchsorted, bucketize | how many bounds are smaller                                      |
 | isin                 | comparisons with each                                            |
 | diagonal_scatter     | rows, each with one value written                                |
 | gcd, lcm             | the steps of Euclid's algorithm                                   |
@@ -36,6 +36,7 @@ from torch import Tensor, fx
 
 from nncompress.errors import UnsupportedError
 from nncompress.exporting.lower.rare_functions import digamma, gcd, lcm, lgamma
+from nncompress.exporting.lower.scalars import give_a_dim, say_what_nothing_gives
 from nncompress.ir import Model
 from nncompress.ir.edit.computed import store_constants
 from nncompress.ir.graph.normal_form.decompose import take_apart
@@ -88,9 +89,13 @@ def spell_out(model: Model) -> bool:
     """Do it, in place; False if there was nothing."""
     changed = False
     for node in list(model.graph.nodes):
-        steps = _STEPS.get(node.target)
+        steps = STEPS.get(node.target)
         if steps is None or (node.target in _WITH_PLACES and _places_are_read(node)):
             continue
+        if say_what_nothing_gives(node):
+            changed = True
+            continue
+        give_a_dim(node)
         changed |= take_apart(model.graph, node, steps)
     if changed:
         model.refresh()
@@ -120,7 +125,8 @@ def _scan(x: Tensor, dim: int, join: Callable[[Tensor, Tensor], Tensor], neutral
 
 
 def _cumprod(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
-    return _scan(x if dtype is None else x.to(dtype), dim, torch.mul, 1)
+    kind = dtype or (x.dtype if x.is_floating_point() else torch.int64)
+    return _scan(x.to(kind), dim, torch.mul, 1)
 
 
 def _cummax(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -186,10 +192,12 @@ def _median_of_all(x: Tensor) -> Tensor:
 
 
 def _nanmedian_of_all(x: Tensor) -> Tensor:
-    return (_nanmedian if x.is_floating_point() else _median)(x.flatten(), 0)[0]
+    return _nanmedian(x.flatten(), 0)[0]
 
 
 def _nanmedian(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, ...]:
+    if not x.is_floating_point():
+        return _median(x, dim, keepdim)
     count = (~x.isnan()).sum(dim, keepdim=True)
     place = torch.div((count - 1).clamp_min(0), 2, rounding_mode="floor")
     ordered = torch.sort(torch.where(x.isnan(), torch.inf, x), dim)  # no two runtimes sort NaN alike
@@ -198,7 +206,7 @@ def _nanmedian(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, ...]
     return (value, origin) if keepdim else (value.squeeze(dim), origin.squeeze(dim))
 
 
-def _searchsorted(
+def searchsorted(
     bounds: Tensor,
     x: Tensor,
     *,
@@ -208,8 +216,9 @@ def _searchsorted(
     sorter: Any = None,
 ) -> Tensor:
     ordered = bounds if sorter is None else bounds.gather(-1, sorter)
-    row = ordered[..., None, :]
-    smaller = row <= x[..., None] if right or side == "right" else row < x[..., None]
+    row = ordered[..., None, :] if x.dim() else ordered
+    found = row > x[..., None] if right or side == "right" else row >= x[..., None]
+    smaller = ~found  # NaN is larger than all
     return smaller.sum(-1, dtype=torch.int32 if out_int32 else torch.int64)
 
 
@@ -311,7 +320,7 @@ _WITH_PLACES = (
     aten.mode.default,
     *(aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default),
 )
-_STEPS: dict[Any, Callable[..., Any]] = {
+STEPS: dict[Any, Callable[..., Any]] = {
     aten.hypot.default: _hypot,
     aten.scatter.reduce: _scatter,
     aten.scatter.value_reduce: _scatter,
@@ -330,7 +339,8 @@ _STEPS: dict[Any, Callable[..., Any]] = {
     aten.lcm.default: lcm,
     aten.lgamma.default: lgamma,
     aten.digamma.default: digamma,
-    aten.searchsorted.Tensor: _searchsorted,
+    aten.searchsorted.Tensor: searchsorted,
+    aten.bucketize.Tensor: lambda x, bounds, **how: searchsorted(bounds, x, **how),
     aten.isin.Tensor_Tensor: _is_in,
     aten.isin.Tensor_Scalar: _is_in,
     aten.diagonal_scatter.default: _diagonal_scatter,

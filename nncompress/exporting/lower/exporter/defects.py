@@ -6,15 +6,16 @@ is dropped: a factor behind the pool stands in for it. Euclidean distances of ro
 of what is scattered become the last of each: sums over counts stand in for them. Of infinities alone the
 extreme becomes the largest finite number: an infinity is laid there first. A source that is larger than its
 index is refused by ONNX Runtime: it is cut to the index's size. Padding that wraps around is said as
-concatenations, which more runtimes read. Few kernels take integers of 8 and 16 bits: what is computed of
-them, value by value, is computed in 32 and cut off again. Bounds of which one is an int and one a float
-become floats. Functions that it says with a loss of digits are said in `special_functions`, those that it
-says wrongly at edges in `edge_values`, frames laid over each other in `frames`.
+concatenations, which more runtimes read. Bounds of which one is an int and one a float become floats.
+Functions that it says with a loss of digits are said in `special_functions`, those that it says wrongly at
+edges in `edge_values`, frames laid over each other in `frames`, what is computed of short integers and of
+truth values in `short_numbers`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import inf, prod
 from typing import Any
 
@@ -22,9 +23,12 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from nncompress.exporting.lower.exporter.edge_values import EDGE_VALUES
+from nncompress.exporting.lower.exporter.edge_values import EDGE_VALUES, whole_quotient
 from nncompress.exporting.lower.exporter.frames import istft
+from nncompress.exporting.lower.exporter.short_numbers import SHORT, compute_in_32_bits
 from nncompress.exporting.lower.exporter.special_functions import SPECIAL_FUNCTIONS
+from nncompress.exporting.lower.scalars import give_a_dim, say_what_nothing_gives
+from nncompress.exporting.lower.spell_out import STEPS
 from nncompress.exporting.lower.wrapped import lay_ends_beside
 from nncompress.ir.graph.normal_form.decompose import take_apart
 from nncompress.ir.graph.ops import COPIES, DROPOUTS, REORDERS, RESHAPES, op_name
@@ -33,8 +37,7 @@ from nncompress.ir.layers.weights import argument
 aten = torch.ops.aten
 DIMS = {"avg_pool2d": 2, "avg_pool3d": 3}
 FUNCTIONS = SPECIAL_FUNCTIONS | EDGE_VALUES | {aten.istft.default: istft}
-SHORT = (torch.int8, torch.int16, torch.uint8)
-EUCLID = (aten.gcd.default, aten.lcm.default)  # whose steps are fewer of short ones
+LOOKUPS = {aten.searchsorted.Tensor: 1, aten.bucketize.Tensor: 0}  # of one number the exporter makes a row
 SCATTERS = (aten.scatter.src, aten.scatter_add.default, aten.scatter_reduce.two)
 
 
@@ -50,8 +53,13 @@ def dodge_defects(program: ExportedProgram) -> None:
     lay_ends_beside(program.graph)
     for node in list(program.graph.nodes):
         _bounds_of_one_type(node)
-        _widen(node)
-        if node.target in FUNCTIONS:
+        if say_what_nothing_gives(node):
+            continue
+        give_a_dim(node)
+        compute_in_32_bits(node)
+        if _looks_up_one(node):
+            take_apart(program.graph, node, STEPS[node.target])
+        elif node.target in FUNCTIONS:
             take_apart(program.graph, node, FUNCTIONS[node.target])
         elif node.target in (aten.view.default, aten.reshape.default):
             _copy_attention(node)
@@ -68,30 +76,16 @@ def dodge_defects(program: ExportedProgram) -> None:
     program.graph_module.recompile()
 
 
+def _looks_up_one(node: fx.Node) -> bool:
+    looked_up: Any = node.args[LOOKUPS[node.target]] if node.target in LOOKUPS else None
+    return isinstance(looked_up, fx.Node) and not looked_up.meta["val"].dim()
+
+
 def _bounds_of_one_type(node: fx.Node) -> None:
     """Of `clamp(-2, 1.9)` the exporter finds no form that takes an int and a float."""
     if node.target is aten.clamp.default and any(isinstance(bound, float) for bound in node.args[1:]):
         bounds = (float(bound) if isinstance(bound, int) else bound for bound in node.args[1:])
         node.args = (node.args[0], *bounds)
-
-
-def _widen(node: fx.Node) -> None:
-    op, result = node.target, node.meta.get("val")
-    if not isinstance(op, torch._ops.OpOverload) or torch.Tag.pointwise not in op.tags or op in EUCLID:
-        return
-    if not isinstance(result, Tensor) or result.dtype not in SHORT:
-        return
-    if result.dtype == torch.uint8 and "bitwise" in op_name(node):  # of codes that are unpacked
-        return
-    for x in node.all_input_nodes[op is aten.where.self :]:
-        if isinstance(x.meta["val"], Tensor) and x.meta["val"].dtype in SHORT:
-            node.replace_input_with(x, _call(node, aten._to_copy.default, x, dtype=torch.int32))
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda each: each.meta["val"])
-    node.meta["val"] = op(*args, **kwargs)
-    with node.graph.inserting_after(node):
-        cut = node.graph.call_function(aten._to_copy.default, (node,), {"dtype": result.dtype})
-    cut.meta["val"] = result
-    node.replace_all_uses_with(cut, delete_user_cb=lambda user: user is not cut)
 
 
 def _copy_attention(view: fx.Node) -> None:
@@ -149,13 +143,14 @@ def _lay_infinities(scatter: fx.Node) -> None:
 def _mean_of_scattered(
     x: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True
 ) -> Tensor:
-    if not x.is_floating_point():
-        raise NotImplementedError  # whole numbers are divided otherwise
+    divide = torch.div if x.is_floating_point() else partial(whole_quotient, rounding_mode="floor")
     counts = torch.zeros_like(x).scatter_add(dim, index, torch.ones_like(source))
     if include_self:
-        return x.scatter_add(dim, index, source) / (counts + 1)
-    means = torch.zeros_like(x).scatter_add(dim, index, source) / counts.clamp_min(1)
-    return torch.where(counts > 0, means, x)
+        return divide(x.scatter_add(dim, index, source), counts + 1)
+    sums = torch.zeros_like(x).scatter_add(dim, index, source)
+    means = divide(sums, counts.clamp_min(1))
+    wide = torch.int32 if x.dtype in SHORT else x.dtype
+    return torch.where(counts > 0, means.to(wide), x.to(wide)).to(x.dtype)
 
 
 def _call(before: fx.Node, target: Any, *args: Any, **kwargs: Any) -> fx.Node:

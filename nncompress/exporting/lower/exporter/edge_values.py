@@ -38,7 +38,7 @@ def _as(kind: torch.dtype, a: Number, b: Number) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-def _divide(a: Number, b: Number, *, rounding_mode: str | None = None) -> Tensor:
+def whole_quotient(a: Number, b: Number, *, rounding_mode: str | None = None) -> Tensor:
     kind = torch.result_type(a, b)
     if rounding_mode is None or kind == torch.bool:
         raise NotImplementedError  # which the exporter has right
@@ -58,7 +58,7 @@ def _divide(a: Number, b: Number, *, rounding_mode: str | None = None) -> Tensor
 def _floor_divide(a: Number, b: Number) -> Tensor:
     if not torch.result_type(a, b).is_floating_point:
         raise NotImplementedError
-    return _divide(a, b, rounding_mode="floor")
+    return whole_quotient(a, b, rounding_mode="floor")
 
 
 def _floor_quotient(a: Tensor, b: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def _fmod(a: Number, b: Number) -> Tensor:
     a, b = _pair(a, b)
     if a.dtype not in _DIVIDED:
         raise NotImplementedError
-    return a - _divide(a, b, rounding_mode="trunc") * b
+    return a - whole_quotient(a, b, rounding_mode="trunc") * b
 
 
 def _times_log(log: Callable[[Tensor], Tensor]) -> Callable[[Number, Number], Tensor]:
@@ -172,9 +172,39 @@ def _of_integers(steps: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor
     return checked
 
 
+def _product_of_all(x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+    return _product_of_integers(x.flatten(), 0, dtype=dtype)
+
+
+def _product_of_integers(
+    x: Tensor, dim: int, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Tensor:
+    """By halves: ONNX Runtime multiplies them as float64, of which 53 bits are left."""
+    kind = dtype or (x.dtype if x.is_floating_point() else torch.int64)
+    count = x.shape[dim] if x.dim() else 1
+    if kind.is_floating_point or not isinstance(count, int):
+        raise NotImplementedError
+    x = x.to(kind)
+    if not count:
+        x, count = torch.ones_like(x.sum(dim, keepdim=True)), 1
+    while count > 1:
+        half = count // 2
+        rest = x.narrow(dim, 2 * half, count - 2 * half)
+        x = torch.cat([x.narrow(dim, 0, half) * x.narrow(dim, half, half), rest], dim)
+        count -= half
+    return x if keepdim or not x.dim() else x.squeeze(dim)
+
+
+def _sum_of_integers(x: Tensor, dim: list[int] | None = None, keepdim: bool = False, **kind: Any) -> Tensor:
+    """Of which none is NaN."""
+    if x.is_floating_point():
+        raise NotImplementedError
+    return torch.sum(x, dim, keepdim, **kind)
+
+
 EDGE_VALUES: dict[Any, Callable[..., Tensor]] = {
-    aten.div.Tensor_mode: _divide,
-    aten.div.Scalar_mode: _divide,
+    aten.div.Tensor_mode: whole_quotient,
+    aten.div.Scalar_mode: whole_quotient,
     aten.floor_divide.default: _floor_divide,
     aten.floor_divide.Scalar: _floor_divide,
     aten.fmod.Tensor: _fmod,
@@ -199,6 +229,9 @@ EDGE_VALUES: dict[Any, Callable[..., Tensor]] = {
     aten.pow.Tensor_Scalar: _power,
     aten.square.default: _of_integers(lambda x: x * x),
     aten.isnan.default: _of_integers(lambda x: torch.zeros_like(x, dtype=torch.bool)),
+    aten.prod.default: _product_of_all,
+    aten.prod.dim_int: _product_of_integers,
+    aten.nansum.default: _sum_of_integers,
     **dict.fromkeys(
         (aten.round.default, aten.floor.default, aten.ceil.default, aten.trunc.default),
         _of_integers(torch.clone),

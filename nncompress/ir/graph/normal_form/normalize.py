@@ -89,6 +89,7 @@ def normalize(module: fx.GraphModule) -> bool:
     bound_rows(module)
     complete = functionalize(module)
     decompose_composites(graph)
+    complete &= functionalize(module)  # vander fills a table
     take_bags_apart(graph)
     drop_unread_statistics(graph)
     recompose(graph)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nncompress.errors import VerificationError
 from nncompress.exporting.check.compare import distance
+from nncompress.exporting.lower.rare_functions import gcd
 from nncompress.exporting.write.onnx import write_onnx
 from nncompress.ir import Model
 from nncompress.runtimes import open_artifact
@@ -128,6 +129,16 @@ def test_every_pair_gives_what_it_gives_in_torch(tmp_path, functions, values, dt
     found = dict(zip(functions, map(torch.from_numpy, got), strict=True))
     right = dict(zip(functions, whole(*given), strict=True))
     torch.testing.assert_close(found, right, equal_nan=True, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.int64])
+def test_the_greatest_common_divisor_with_the_least_number_has_the_sign_that_torch_gives_it(dtype) -> None:
+    least = torch.iinfo(dtype).min
+    values = torch.tensor(
+        [least, least + 1, 0, 1, -1, 3, 5, 6, -7, 12, 100, torch.iinfo(dtype).max], dtype=dtype
+    )
+    a, b = (each.flatten() for each in torch.meshgrid(values, values, indexing="ij"))
+    torch.testing.assert_close(gcd(a, b), torch.gcd(a, b))
 
 
 def test_a_stable_sort_keeps_the_order_of_equal_ones(tmp_path) -> None:
