@@ -42,7 +42,7 @@ def repair(
         changes.append(Change("factors", what, {"error_before": before, "error_after": after}, applied=False))
     if not batch_norms(model):
         return changes
-    share, before, after = reestimate(model, fit, error)
+    share, before, after = reestimate(model, fit, error, min(before, after))
     numbers = {"error_before": before, "error_after": after, "share": share}
     if share:
         changes.append(Change("batch norms", f"{share:.0%} new statistics", numbers))

@@ -31,21 +31,21 @@ def batch_norms(model: Model) -> list[fx.Node]:
 
 
 def reestimate(
-    model: Model, batches: Sequence[Inputs], error: Callable[[], float]
+    model: Model, batches: Sequence[Inputs], error: Callable[[], float], before: float | None = None
 ) -> tuple[float, float, float]:
     """Blend new statistics in, as far as `error` falls; the model is edited in place.
 
     Each norm is measured with the ones before it already renewed.
 
     Args:
-        error: of the model as it is now, on held-out samples.
+        error: of the model as it is now, on held-out samples; before: what it gives, where that is known.
 
     Returns: the share of the new statistics that was kept (0: unchanged), the error before and after.
     """
     norms = batch_norms(model)
     pairs = [(model.tensor(str(n.args[3].target)), model.tensor(str(n.args[4].target))) for n in norms]  # type: ignore[union-attr]
     old = [(mean.clone(), variance.clone()) for mean, variance in pairs]
-    before = error()
+    before = error() if before is None else before
     if not norms:
         return 0.0, before, before
     run = LayerwiseRunner(model, batches)

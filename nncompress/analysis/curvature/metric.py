@@ -45,9 +45,16 @@ class Metric:
 
 
 def roots(moment: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """M^(1/2) and M^(-1/2) of a positive definite [d, d]; None stands for 1."""
+    """R and R⁻¹ of a positive definite M [d, d] = R Rᵀ; None stands for 1.
+
+    R is triangular, a tenth of the operations of the symmetric root, for an M that is nearly singular.
+    """
     if moment is None:
         return None, None
+    lower, failed = torch.linalg.cholesky_ex(moment)
+    pivots = lower.diagonal().square()
+    if not failed and pivots.min() > 1e-12 * pivots.max():
+        return lower, torch.linalg.solve_triangular(lower, torch.eye(len(lower)).to(lower), upper=False)
     values, vectors = torch.linalg.eigh(moment)
     root = values.clamp_min(values[-1] * 1e-14).sqrt()
     return (vectors * root) @ vectors.T, (vectors / root) @ vectors.T

@@ -115,9 +115,10 @@ class _Eliminator:
 
     def _catch_up(self) -> None:
         """Do the steps that wait, and go on with the columns of the units that are left."""
-        self._inverse.addmm_(self._left[:, : self._waiting], self._right[: self._waiting], alpha=-1)
         live = self._columns.flatten()
-        self._inverse, self._weight = self._inverse[live][:, live], self._weight[:, live]
+        left, right = self._left[live, : self._waiting], self._right[: self._waiting, live]
+        self._inverse = self._inverse[live[:, None], live].addmm_(left, right, alpha=-1)
+        self._weight = self._weight[:, live]
         self._columns = torch.arange(len(live)).reshape(self._columns.shape)
         self._start()
 

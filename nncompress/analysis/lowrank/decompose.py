@@ -3,8 +3,8 @@
 The left singular vectors U of M [a, b], a ≤ b, are the eigenvectors of M Mᵀ [a, a]: far cheaper than an SVD
 where b ≫ a. The best approximation of rank r is the projection U_r U_rᵀ M: nothing is divided by a singular
 value, so small ones do no harm. Under a metric (`nncompress.analysis.curvature.metric`) the same is done to
-the whitened matrix G^(1/2) M S^(1/2); if a ≤ b its Gram matrix G^(1/2) M S Mᵀ G^(1/2) needs no root of S, so
-rank-deficient statistics of the inputs do no harm either.
+the whitened matrix Qᵀ M R, with G = Q Qᵀ and S = R Rᵀ; if a ≤ b its Gram matrix Qᵀ M S Mᵀ Q needs no root of
+S, so rank-deficient statistics of the inputs do no harm either.
 
 Of large matrices only as much is decomposed as is asked for, where that is little (`analysis.randomized`).
 """
@@ -125,8 +125,9 @@ def decompose(matrix: Tensor, metric: Metric | None = None, wanted: Wanted | Non
     diagonal = metric.inputs is not None and metric.inputs.dim() == 1
     if rows <= columns or diagonal:
         root, inverse = roots(metric.outputs)
-        whitened = matrix if root is None else root @ matrix
-        return Spectrum(metric.times_inputs(whitened), whitened, inverse, whitened, count, wanted)
+        whitened = matrix if root is None else root.T @ matrix
+        before = None if inverse is None else inverse.T
+        return Spectrum(metric.times_inputs(whitened), whitened, before, whitened, count, wanted)
     root, inverse = roots(metric.inputs)
     whitened = matrix if root is None else matrix @ root
     return Spectrum(whitened.T, metric.times_outputs(whitened).T, whitened, inverse, count, wanted)

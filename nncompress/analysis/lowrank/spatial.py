@@ -99,7 +99,8 @@ class SpatialDecomposition:
             size = rows.shape[1] * width
             second = torch.eye(size, dtype=torch.float64) if second is None else second.diag()
         seen = (rows @ second.reshape(rows.shape[1], -1)).reshape(len(rows) * width, -1)
-        gram = seen.unflatten(1, (-1, width)).mT @ rows.T  # [(r, l), l', r]
+        apart = seen.unflatten(1, (-1, width)).mT.flatten(0, 1)  # [(r, l, l'), (i, k)]
+        gram = (apart @ rows.T).unflatten(0, (-1, width))  # [(r, l), l', r]
         return seen, with_ridge(gram.mT.flatten(1), JITTER)
 
     def _solve_horizontal(self, vertical: Tensor) -> Tensor:

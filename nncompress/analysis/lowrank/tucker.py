@@ -39,7 +39,7 @@ class TuckerDecomposition:
         root_out, _ = roots(self.metric.outputs)
         white = self.weight
         white = white if root_in is None else torch.einsum("oik,ia->oak", white, root_in)
-        self._white = white if root_out is None else torch.einsum("ob,bik->oik", root_out, white)
+        self._white = white if root_out is None else torch.einsum("bo,bik->oik", root_out, white)
         self._in, self._out = _basis(self._white, 1), _basis(self._white, 0)
 
     def errors(self) -> dict[tuple[int, int], float]:

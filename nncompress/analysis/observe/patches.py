@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from nncompress.ir.layers.geometry import Geometry, geometry
 from nncompress.ir.layers.weights import Layer
 
+AT_ONCE = 1 << 18  # values whose places, 8 bytes each, are computed at a time
+
 
 def draw_positions(
     layer: Layer, output: Tensor, limit: int | None, generator: torch.Generator | None = None
@@ -122,5 +124,8 @@ def _patches(padded: Tensor, place: Geometry, draw: Callable[[int], Tensor]) -> 
         offsets = (
             offsets[:, None] + torch.arange(kernel, device=padded.device) * (dilation * step)
         ).flatten()
-    rows = padded.reshape(-1)[starts[:, None] + offsets]
+    values, rows = padded.reshape(-1), padded.new_empty(len(drawn), len(offsets))
+    most = max(1, AT_ONCE // len(offsets))
+    for first in range(0, len(drawn), most):
+        rows[first : first + most] = values[starts[first : first + most, None] + offsets]
     return rows.reshape(len(drawn), place.groups, -1).transpose(0, 1)

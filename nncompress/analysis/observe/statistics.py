@@ -19,6 +19,8 @@ from nncompress.ir.graph.inputs import count_samples
 from nncompress.ir.graph.model import Model
 from nncompress.progress import NullProgress, Progress
 
+IN_CACHE = 1 << 17  # values that are looked at several times in a row
+
 
 class ChannelStatistics:
     """Streamed mean, variance and activity of every channel of an activation.
@@ -41,10 +43,10 @@ class ChannelStatistics:
         channels = value.detach().movedim(self.dim, 0).unsqueeze(-1)
         if channels.is_complex():  # two numbers each
             channels = torch.view_as_real(channels.resolve_conj())
-        rows = channels.flatten(1).to(torch.float64)
-        count, mean = rows.shape[1], rows.mean(1)
-        squares = (rows - mean[:, None]).square().sum(1)
-        active = rows.count_nonzero(1).to(torch.float64)
+        rows = channels.flatten(1)
+        count = rows.shape[1]
+        parts = [_sums(some) for some in rows.split(max(1, IN_CACHE // max(count, 1)))]
+        mean, squares, active = (torch.cat(each) for each in zip(*parts))
         if self.count == 0:
             self.count, self.active, self._mean, self._squares = count, active, mean, squares
             return
@@ -63,6 +65,13 @@ class ChannelStatistics:
     def variance(self) -> Tensor:
         """Population variance, float64 [channels]."""
         return self._squares / self.count
+
+
+def _sums(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each row its mean, its squares about that and how many are not zero; float64."""
+    rows = rows.to(torch.float64)
+    mean = rows.mean(1)
+    return mean, (rows - mean[:, None]).square_().sum(1), rows.count_nonzero(1).to(torch.float64)
 
 
 def observe(

@@ -66,10 +66,10 @@ def test_statistics_of_low_rank_keep_what_they_show():
         assert cost(Metric(inputs), matrix - a @ b) < 1e-3 * cost(Metric(inputs), matrix)
 
 
-def test_roots_multiply_to_the_moment_and_a_ridge_fills_zeros():
-    moment = positive(6, 4)
+@pytest.mark.parametrize("moment", [positive(6, 4), positive(6, 4, rank=3) + 1e-13 * torch.eye(6).double()])
+def test_roots_multiply_to_the_moment_and_a_ridge_fills_zeros(moment):
     root, inverse = roots(moment)
-    torch.testing.assert_close(root @ root, moment)
+    torch.testing.assert_close(root @ root.T, moment)
     torch.testing.assert_close(root @ inverse, torch.eye(6).double())
     torch.testing.assert_close(with_ridge(torch.zeros(3, 3).double()), torch.eye(3).double())
     assert roots(None) == (None, None)
