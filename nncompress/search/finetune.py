@@ -18,7 +18,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from nncompress.progress import NullProgress
 from nncompress.search.candidates import Recipe
 from nncompress.search.records import data_key, key_of
 from nncompress.train import TrainSettings, train
+from nncompress.train.augment import Augmentation
 from nncompress.train.loss.remembered import ASKING, room_for
 from nncompress.train.precision import DTYPES
 from nncompress.train.state import EPOCH
@@ -59,6 +60,8 @@ def _settings(value: Any) -> dict[str, Any]:
         limit=optional(positive),
         teacher_weight=plain(float),
         precision=optional(plain(str, lambda name: name in DTYPES)),
+        crop=optional(positive),
+        flip=optional(plain(bool)),
     )(value)
     if not 0 <= entry["teacher_weight"] <= 1:
         raise Rejected("a share of the teacher beyond 0 … 1")
@@ -69,9 +72,29 @@ def _settings(value: Any) -> dict[str, Any]:
 TRAINED = _settings
 
 
-def trained_key(recipe: Recipe, seconds: float) -> str:
-    """The name of the trial that trains this recipe for so long."""
-    return key_of([[each.name, each.settings()] for each in recipe], "trained", seconds)
+@dataclass(frozen=True)
+class Training:
+    """What is spent on training, and what images are shown.
+
+    Attributes:
+        seconds: for all of it.
+        crop, flip: as in `TrainSettings`.
+    """
+
+    seconds: float
+    crop: int = 0
+    flip: bool = False
+
+    @property
+    def images(self) -> dict[str, Any]:
+        """How they are changed, as settings of a training."""
+        return {name: value for name in ("crop", "flip") if (value := getattr(self, name))}
+
+
+def trained_key(recipe: Recipe, training: Training) -> str:
+    """The name of the trial that trains this recipe so."""
+    parts = [[each.name, each.settings()] for each in recipe]
+    return key_of(parts, "trained", training.seconds, *([training.images] if training.images else []))
 
 
 def in_two(recipe: Recipe) -> tuple[Recipe, Recipe]:
@@ -94,12 +117,16 @@ class Trainer:
         labelled = metric in LABELLED and context.data is not None and context.data.has_labels
         self._teacher_weight = 0.9 if labelled else 1.0
 
-    def check_data(self) -> None:
-        """Refuse other samples than those of earlier trainings: a search knows those only that passes take.
+    def check_data(self, training: Training) -> None:
+        """Refuse other samples than those of earlier trainings (a search knows those only that passes take),
+        and changes of images where there are none.
 
         Raises:
-            UsageError: they are others, or the record of them is damaged.
+            UsageError: they are others, or the record of them is damaged; no input is an image.
+            MissingExtraError: what changes images is not installed.
         """
+        if training.images:
+            Augmentation(TrainSettings(**training.images), self._data())
         file, now = make_folder(self.folder) / "data.json", {"samples": data_key(self._data())}
         if not file.exists():
             write_json(file, now)
@@ -113,11 +140,12 @@ class Trainer:
                 remedy="name another --folder, or delete this one",
             )
 
-    def settings(self, key: str, cut: Model, seconds: float) -> dict[str, Any]:
-        """How the trial `key` is trained: as it was settled before, else as many steps as `seconds` allow."""
+    def settings(self, key: str, cut: Model, training: Training) -> dict[str, Any]:
+        """How the trial `key` is trained: as it was settled before, else as many steps as the time allows."""
         file = make_folder(self.folder) / f"{key}.json"
         if not file.exists():
-            write_json(file, {**self._affordable(cut, seconds), "teacher_weight": self._teacher_weight})
+            always = {**training.images, "teacher_weight": self._teacher_weight}
+            write_json(file, {**self._affordable(cut, training.seconds, always), **always})
         try:
             return TRAINED(read_json(file))
         except (Unreadable, Rejected) as error:
@@ -125,7 +153,7 @@ class Trainer:
                 f"{file} does not say how to train", got=str(error), remedy="delete it"
             ) from error
 
-    def trained(self, key: str, recipe: Recipe, seconds: float) -> tuple[Model, dict[str, Any]]:
+    def trained(self, key: str, recipe: Recipe, training: Training) -> tuple[Model, dict[str, Any]]:
         """The model of a recipe, trained in between, and what its trial says of it; goes on where a killed
         one stopped.
 
@@ -134,7 +162,7 @@ class Trainer:
         """
         before, _ = in_two(recipe)
         cut = self._run(self._original, before)
-        settings = self.settings(key, cut, seconds)
+        settings = self.settings(key, cut, training)
         checkpoint = self.folder / f"{key}.checkpoint"
         model, _ = train(
             cut,
@@ -160,16 +188,17 @@ class Trainer:
     def _run(self, model: Model, recipe: Recipe) -> Model:
         return pipeline.run(model, recipe, replace(self._context, notes=[], warnings=[]))[0]
 
-    def _affordable(self, cut: Model, seconds: float) -> dict[str, Any]:
+    def _affordable(self, cut: Model, seconds: float, always: dict[str, Any]) -> dict[str, Any]:
         """Precision, epochs, and where one is too much the samples of one, by the time of a few steps."""
         data = self._data()
         batch = data.fixed_batch or TrainSettings().batch
         count = data.planned_samples() or len(data)
         began = time.monotonic()
-        speeds = {"fp32": self._speed(cut, min(count, TIMED * batch), "fp32")}
+        timed = {**always, "epochs": 1 + AGAIN, "limit": min(count, TIMED * batch)}
+        speeds = {"fp32": self._speed(cut, {**timed, "precision": "fp32"})}
         if processor().bfloat16:
             with contextlib.suppress(VerificationError):  # it diverges in 16 bits
-                speeds["bf16"] = self._speed(cut, min(count, TIMED * batch), "bf16")
+                speeds["bf16"] = self._speed(cut, {**timed, "precision": "bf16"})
         precision = min(speeds, key=lambda name: speeds[name][1] * (1 if name == "fp32" else 1 / GAIN))
         asked, later = (per_step * count / min(count, batch) for per_step in speeds[precision])
         if asked and not _keeps_answers(cut, self._data(), batch, count):
@@ -181,13 +210,11 @@ class Trainer:
             return {"epochs": 1, "limit": max(steps, 1) * batch, **settings}
         return {"epochs": min(int((seconds - asked) / later), MOST_EPOCHS), **settings}
 
-    def _speed(self, cut: Model, samples: int, precision: str) -> tuple[float, float]:
+    def _speed(self, cut: Model, settings: dict[str, Any]) -> tuple[float, float]:
         """Seconds in which the teacher answers to a batch that it is asked for once, and of a step; 0 and
         that of a step where every step asks it."""
         clock = _Clock()
-        asked: dict[str, Any] = {"epochs": 1 + AGAIN, "limit": samples, "precision": precision}
-        settings = TrainSettings(**asked, teacher_weight=self._teacher_weight)
-        train(cut, self._data(), settings, teacher=self._original, progress=clock)
+        train(cut, self._data(), TrainSettings(**settings), teacher=self._original, progress=clock)
         return clock.between(ASKING), clock.between(EPOCH)
 
     def _data(self) -> Dataset:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from nncompress.passes import Context
 from nncompress.runtimes import open_artifact
 from nncompress.search import trial
 from nncompress.search.candidates import Family, families, recipe_key
-from nncompress.search.finetune import Trainer, bisected, trained_key
+from nncompress.search.finetune import Trainer, Training, bisected, trained_key
 from nncompress.search.layers_alone import effects_alone, slower_in_int8, wanted_probes
 from nncompress.search.loss import lost
 from nncompress.search.measure import metric_key
@@ -171,7 +171,7 @@ class Search:
         held = [key for key, row in rows.items() if self.judge.holds(row) and self.judge.within(row)]
         return min(held, key=lambda k: (self.judge.goal(rows[k]), upper(rows[k]), k), default=None)
 
-    def finetune(self, seconds: float, told: Callable[[dict[str, Any]], None]) -> bool:
+    def finetune(self, training: Training, told: Callable[[dict[str, Any]], None]) -> bool:
         """Train cuts that are too strong without it, and keep them as trials; see `finetune`.
 
         Returns: whether there was any.
@@ -179,10 +179,10 @@ class Search:
         Raises:
             UsageError: earlier ones were trained on other data, or it is not known how.
         """
-        self.trainer.check_data()
+        self.trainer.check_data(training)
 
-        def holds(key: str, each: float) -> bool:
-            recipe = recipe_of(self.trials.get(key) or {})
+        def holds(key: str, seconds: float) -> bool:
+            recipe, each = recipe_of(self.trials.get(key) or {}), replace(training, seconds=seconds)
             name = trained_key(recipe, each)
             with self.trials.claimed(name) as ours:
                 if ours:
@@ -193,7 +193,7 @@ class Search:
 
         worth = WorthTraining(self.judge, self.trials, self.families, told)
         candidates = worth.found(self.best(self._tried()))
-        bisected(candidates, seconds, holds)
+        bisected(candidates, training.seconds, holds)
         return bool(candidates)
 
     def _model(self, key: str, row: dict[str, Any]) -> Model:

@@ -69,6 +69,12 @@ _Finetune = Annotated[
         "from the original, on --fit",
     ),
 ]
+_Crop = Annotated[
+    int, typer.Option(min=0, help="with --finetune: shift images by up to so many pixels, as train does")
+]
+_Flip = Annotated[
+    bool, typer.Option("--flip", help="with --finetune: mirror half of the images, as train does")
+]
 _EndsIn = Annotated[
     Literal["float32", "bf16", "int8"] | None,
     typer.Option(
@@ -106,6 +112,8 @@ def optimize(
     time: _Time = "30m",
     fit: _Fit = None,
     finetune: _Finetune = None,
+    crop: _Crop = 0,
+    flip: _Flip = False,
     folder: _Folder = None,
     join: _Join = None,
     target: options.TargetOption = None,
@@ -123,7 +131,12 @@ def optimize(
         _only_helps(context)
         join_search(Path(join), model, loading["data"], metric, trials, until)
         return
-    training = None if finetune is None else _minutes(finetune)
+    images = {"crop": crop, "flip": flip}
+    training = None if finetune is None else {"seconds": _minutes(finetune), **images}
+    if training is None and any(images.values()):
+        raise UsageError(
+            "--crop and --flip are of a training", remedy="add --finetune 30m, or leave them out"
+        )
     if training is not None and max_drop is None:
         raise UsageError("--finetune trains what loses more than --max-drop", remedy="add --max-drop 0.5")
     if max_size is not None:

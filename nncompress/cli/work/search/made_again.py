@@ -54,7 +54,11 @@ def write(
     first = cut if trained is not None else str(result)
     steps = [["compress", original, "--recipe", files[0], *fitted, *normalized, *opened, "-o", first]]
     if trained is not None:
-        flags = [word for key, value in trained.items() for word in (flag_of(key), value)]
+        flags = [
+            word
+            for key, value in trained.items()
+            for word in ((flag_of(key),) if value is True else (flag_of(key), value))
+        ]
         end = done if parts[1] or target else str(result)
         learning = [*data, *seed, *flags, "--teacher", original, *opened, *normalized]
         steps.append(["train", cut, *learning, "-o", end])

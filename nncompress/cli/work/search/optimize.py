@@ -37,6 +37,7 @@ from nncompress.report.tables import written
 from nncompress.results import SCHEMA
 from nncompress.runtimes import OPENERS
 from nncompress.search.candidates import Recipe
+from nncompress.search.finetune import Training
 from nncompress.search.measure import Measure, settled
 from nncompress.search.optimize import Bounds, Search
 from nncompress.search.promise import RESULT
@@ -55,7 +56,7 @@ def find(
     fit: str | None,
     trials: int,
     until: float,
-    training: float | None,
+    training: dict[str, Any] | None,
     folder: str | None,
     target: str | None,
     output: str | None,
@@ -74,7 +75,7 @@ def find(
         max_size: bytes, or a share of what the weights take now.
         clock_in: latencies are measured.
         until: of the clock, when no further trial begins.
-        training: seconds to fine-tune for; None: not at all.
+        training: how to fine-tune, see `Training`; None: not at all.
 
     Raises:
         PromiseError: the promise is not kept.
@@ -134,7 +135,10 @@ def find(
     say(f"                    srun {help_it}")
     with how_to_go_on(lambda: kept, GOES_ON), progress() as bar:
         search = _search(kept, settings, bar)
-        stopped = _run(search, trials, until, training)
+        learning = None if training is None else Training(**training)
+        if learning is not None:
+            search.trainer.check_data(learning)
+        stopped = _run(search, trials, until, learning)
         search.measure_here()
         unseen = api.dataset(half(data, 2), search.original, loading["normalize"])
         best, made, said = search.promise(unseen)
@@ -231,7 +235,7 @@ def _drop(given: float | None, metric: Metric) -> float | None:
     return given / 100
 
 
-def _run(search: Any, trials: int, until: float, training: float | None = None) -> bool:
+def _run(search: Any, trials: int, until: float, training: Training | None = None) -> bool:
     """Search; True where it was stopped before all was tried."""
 
     def told(row: dict[str, Any]) -> None:
