@@ -17,6 +17,7 @@ from nncompress.errors import ModelFileError, UnsupportedError, UsageError, Veri
 from nncompress.ir import Model
 from nncompress.ir.edit.recurrent.inputs import inputs_as_layers
 from nncompress.ir.graph.shapes import Shapes
+from nncompress.ir.layers.other_products import AS_LAYER, other_products
 from nncompress.ir.layers.recurrent import recurrent_layers, with_recurrent_matrices
 from nncompress.ir.layers.weights import layers
 from nncompress.options import LossWeights, shares_of
@@ -42,10 +43,12 @@ def requires(options: Factorize, model: Model, context: Context) -> None:
         layer_clock(context.target, context.ends_in)
     found = with_recurrent_matrices(model)
     if not found:
+        others = other_products(model)
         raise UsageError(
             "factorize: no layer to factorize",
-            got="no convolution, linear or recurrent layer, or stored matrix",
-            remedy="nncompress inspect shows the layers",
+            got="no convolution, linear or recurrent layer, or product with a stored matrix"
+            + (f"; {others}" if others else ""),
+            remedy=AS_LAYER if others else "nncompress inspect shows the layers",
         )
     for layer in found:
         if not layer.weight.finite:

@@ -15,6 +15,7 @@ from nncompress.analysis.rounding.sparsegpt import largest, pruned
 from nncompress.errors import ModelFileError, UsageError, VerificationError
 from nncompress.ir import Model
 from nncompress.ir.graph.ops import RECURRENT
+from nncompress.ir.layers.other_products import AS_LAYER, other_products
 from nncompress.ir.layers.recurrent import excluded, with_recurrent_matrices
 from nncompress.ir.layers.weights import Layer
 from nncompress.passes.base import Change, Context
@@ -27,11 +28,13 @@ _PART = 2**20  # weights whose squares are summed up at a time, in float64
 def requires(options: Prune, model: Model, context: Context) -> None:
     chosen = weights_to_prune(model, options.exclude)
     if not chosen:
+        others = other_products(model)
         raise UsageError(
             "prune: no layer to prune",
-            got="no convolution, linear layer or stored matrix"
-            + (" left by --exclude" if options.exclude else ""),
-            remedy="nncompress inspect shows the layers",
+            got="no convolution, linear layer or product with a stored matrix"
+            + (" left by --exclude" if options.exclude else "")
+            + (f"; {others}" if others else ""),
+            remedy=AS_LAYER if others else "nncompress inspect shows the layers",
         )
     for layer in chosen:
         if not layer.weight.finite:

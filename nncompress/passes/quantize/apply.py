@@ -26,6 +26,7 @@ from nncompress.ir.formats.precision import MAKE_FLOAT32, computed_in_float32, c
 from nncompress.ir.formats.qdq import is_dequantized
 from nncompress.ir.formats.samples import said_of, with_samples, without_samples
 from nncompress.ir.graph.places import layer_name, place
+from nncompress.ir.layers.other_products import AS_LAYER, other_products
 from nncompress.ir.layers.recurrent import recurrent_layers
 from nncompress.ir.layers.weights import Layer, Weight, layers
 from nncompress.passes.base import Change, Context, Pass, need_data
@@ -69,9 +70,12 @@ def requires(options: Quantize, model: Model, context: Context) -> None:
     found, recurrent = list(layers(model)), list(recurrent_layers(model))
     folded = {layer.name: norm for layer, norm in foldable_norms(model)}
     if not found and not recurrent:
+        others = other_products(model)
         raise UsageError(
             "quantize: no layer to quantize",
-            got="no convolution, linear layer, embedding or recurrent layer with weights",
+            got="no convolution, linear layer, embedding or recurrent layer with weights"
+            + (f"; {others}" if others else ""),
+            remedy=AS_LAYER if others else "",
         )
     named = [layer.name for layer in found] + [name for layer in recurrent for name in layer.names]
     multiplied, _ = choose_products(model, (), options.mode, context.target)
