@@ -12,7 +12,7 @@ root of the output gradients' second moment, so that the error is measured as th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from nncompress.analysis.importance.choices import Indices
-from nncompress.analysis.observe.moments import solved, with_ridge
+from nncompress.analysis.observe.moments import cholesky, solved, with_ridge
 
 PENDING = 256  # columns of steps that wait before the inverse is brought up to date
 
@@ -66,7 +66,7 @@ class _Eliminator:
         self._weight = root(problem.metric) @ problem.weight.double()
         parts = self._weight[:, self._columns]
         self._energy = torch.einsum("onk,onl->nkl", parts, parts)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(_invertible(problem.second)))
+        inverse = torch.cholesky_inverse(cholesky(_invertible(problem.second)))
         self._independent = inverse.dim() == 3
         if self._independent:
             self._blocks = inverse
@@ -123,8 +123,11 @@ class _Eliminator:
         self._start()
 
 
-def eliminate(problems: Sequence[Quadratic], units: int) -> tuple[list[int], list[float]]:
+def eliminate(problems: Iterable[Quadratic], units: int) -> tuple[list[int], list[float]]:
     """The order in which units go, all but one, and the error after each step (their sum over problems).
+
+    Args:
+        problems: each looked at once; of a generator none is held.
 
     Returns: order `[units - 1]`, error `[units]` from 0.
     """

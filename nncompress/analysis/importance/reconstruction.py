@@ -209,7 +209,7 @@ class Reconstruction:
             return Ranking.from_scores((spread * response.gradient_moment().diagonal()).numpy())
         if not choice.consumers:
             return Ranking.from_scores(np.ones(choice.size))  # calibration gives the scores
-        problems = [
+        problems = (
             Quadratic(
                 c.layer.matrix(),
                 moments[key(choice, c)].covariance,
@@ -218,7 +218,7 @@ class Reconstruction:
             )
             for c in choice.consumers
             if responses[c.layer.name].samples
-        ]
+        )
         return Ranking.from_elimination(*eliminate(problems, choice.size), choice.size)
 
     def _half(

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from nncompress.analysis.curvature.metric import Metric
 from nncompress.analysis.curvature.sensitivity import output_gradients
 from nncompress.analysis.observe.enough import Rows
-from nncompress.analysis.observe.moments import InputMoments, Moments, with_ridge
+from nncompress.analysis.observe.moments import RIDGE, InputMoments, Moments, lift, with_ridge
 from nncompress.analysis.weight_targets import Target
 from nncompress.data import Dataset, open_data
 from nncompress.ir import Model
@@ -147,9 +147,9 @@ def _statistics(target: Target, moments: Moments, sensitivity: object, centred: 
     if target.layers[0].kind == "embedding":  # how often each row is looked up
         inputs = with_ridge(moments.mean[0]).unsqueeze(0)
     elif centred:
-        mean, inputs = moments.mean, with_ridge(moments.covariance)
+        mean, inputs = moments.mean, lift(moments.covariance, RIDGE)
     else:
-        inputs = with_ridge(moments.second)
+        inputs = lift(moments.second, RIDGE)
     outputs: list[Tensor | None] = [None] * target.groups
     if isinstance(sensitivity, Tensor):
         if sensitivity.dim() == 0 or not bool(sensitivity.trace() > 0):  # the output does not depend on it
