@@ -8,6 +8,8 @@ from pathlib import Path
 
 from nncompress.errors import ModelFileError, UnsafeFileError
 
+_LONGEST = 4000  # characters of a path
+
 
 def stored_bytes(path: Path) -> int:
     """The bytes of an artifact, with the files that it refers to.
@@ -35,6 +37,11 @@ def external_files(path: Path) -> tuple[Path, ...]:
     for location in locations:
         if not isinstance(location, str) or "\0" in location:  # protobuf gives bytes where it is not text
             raise ModelFileError(f"{path} keeps weights in a file whose name is not text", got=repr(location))
+        if len(location) > _LONGEST or any(len(part.encode()) > 255 for part in location.split("/")):
+            raise ModelFileError(
+                f"{path} keeps weights in a file whose name no file can have",
+                got=f"{location[:40]}…, {len(location)} characters",
+            )
         if not (folder / location).resolve().is_relative_to(folder) or Path(location).is_absolute():
             raise UnsafeFileError(
                 f"{path} keeps weights outside its own folder",

@@ -17,6 +17,7 @@ from nncompress.ir import InputSpec
 from nncompress.runtimes.base import Array, Call, Runner, input_array
 from nncompress.runtimes.external_data import stored_bytes
 from nncompress.runtimes.named_dims import with_named_dims
+from nncompress.runtimes.onnx_files.functions import check_functions
 from nncompress.runtimes.onnx_files.loops import check_loops, ended_in_time
 from nncompress.runtimes.onnx_files.saturation import saturating_weights
 
@@ -58,7 +59,7 @@ class OnnxRuntimeRunner(Runner):
 
     def __init__(self, path: Path, threads: int, *, optimised: bool = True) -> None:
         if path.suffix.lower() == ".onnx" and path.is_file() and path.stat().st_size:
-            _check_loops(path)
+            _check_length(path)
         options = onnxruntime.SessionOptions()
         if not optimised:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -129,9 +130,10 @@ class OnnxRuntimeRunner(Runner):
         return call
 
 
-def _check_loops(path: Path) -> None:
-    """As `check_loops`; what is wrong with a file otherwise, the runtime says."""
+def _check_length(path: Path) -> None:
+    """As `check_loops` and `check_functions`; what is wrong with a file otherwise, the runtime says."""
     try:
+        check_functions(path)
         check_loops(path)
     except UnsupportedError:
         raise

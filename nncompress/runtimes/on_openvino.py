@@ -25,6 +25,7 @@ from nncompress.extras import need, version
 from nncompress.ir import InputSpec
 from nncompress.runtimes.base import Array, Call, Runner, input_array
 from nncompress.runtimes.external_data import stored_bytes
+from nncompress.runtimes.onnx_files.functions import check_functions
 from nncompress.runtimes.onnx_files.saturation import saturating_weights
 from nncompress.runtimes.silence import silent
 
@@ -239,8 +240,10 @@ def read_graph(file: Path, told: Path) -> Any:
         told: what the user calls it.
     Raises:
         ModelFileError: not a file that OpenVINO reads.
-        UnsupportedError: an operator it lacks.
+        UnsupportedError: an operator it lacks, or functions that are too long.
     """
+    if file.suffix.lower() == ".onnx" and file.is_file() and file.stat().st_size:
+        check_functions(file)
     try:
         return core().read_model(str(file))
     except Exception as problem:  # OpenVINO raises RuntimeError for everything

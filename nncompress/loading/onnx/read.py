@@ -43,6 +43,7 @@ from nncompress.loading.onnx.stored_weights import spell_stored
 from nncompress.runtimes.exact_copy import spell_dynamic_lstms, write_exact
 from nncompress.runtimes.external_data import external_files
 from nncompress.runtimes.on_onnxruntime import OnnxRuntimeRunner, open_onnx
+from nncompress.runtimes.onnx_files.functions import check_functions
 from nncompress.runtimes.onnx_files.loops import stated_ops
 from nncompress.runtimes.onnx_files.unrounded import write_unrounded
 from nncompress.runtimes.with_constants import with_constants
@@ -168,6 +169,7 @@ def read_onnx(
 def _opened(path: Path) -> onnx.ModelProto:
     external_files(path)  # refuses what lies outside the folder
     try:
+        check_functions(path)
         proto = onnx.load(path, load_external_data=False)
         return inline_local_functions(proto) if proto.functions else proto
     except NNCompressError:

@@ -23,6 +23,12 @@ from nncompress.loading.state_dict.packed_tensors import restore_tensors
 from nncompress.loading.state_dict.shards import open_checkpoint
 
 # what wrappers put before each name
+_WRAPPED = (
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "_forward_module",
+)  # of one of its modules
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
 _COUNTERS = {"n_averaged"}
 
@@ -291,7 +297,11 @@ def _without_prefix(
     What a wrapper counts (`n_averaged` of torch.optim.swa_utils.AveragedModel) goes with its prefix.
     """
     best = computed(weights, wanted, module)
-    stripped = dict(weights)
+    bare = {".".join(p for p in name.split(".") if p not in _WRAPPED): t for name, t in weights.items()}
+    stripped = bare if len(bare) == len(weights) else dict(weights)
+    plain = computed(stripped, wanted, module)
+    if len(plain.keys() & wanted.keys()) > len(best.keys() & wanted.keys()):
+        best = plain
     while prefix := next((p for p in _PREFIXES if any(n.startswith(p) for n in stripped)), None):
         others = {name for name in stripped if not name.startswith(prefix)}
         if others - _COUNTERS:

@@ -48,6 +48,14 @@ def test_prefixes_of_wrappers_are_taken_off(prefix):
     assert torch.equal(target.embed.weight, source.embed.weight)
 
 
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
+def test_wrappers_of_single_modules_are_taken_off_within_names(wrapper):
+    source, target = Net(), Net()
+    names = {name: name.replace(".", f".{wrapper}.", 1) for name in source.state_dict()}
+    fill(target, {f"model.{names[n]}": t for n, t in source.state_dict().items()}, PATH, "a:b")
+    assert torch.equal(target.embed.weight, source.embed.weight)
+
+
 def test_prefix_that_belongs_to_the_architecture_stays():
     """A network whose only child is called `model`."""
     source, target = (nn.ModuleDict({"model": nn.Linear(2, 2)}) for _ in range(2))
