@@ -52,7 +52,7 @@ def load(
         weights_key: where a checkpoint holds the weights, keys joined by dots ("state_dict.student").
         strict: False: weights that are missing or unexpected are told to `notice` instead of refused.
         input: what it takes, where the model does not carry it: shapes such as "1x3x32x32", or example
-            tensors, samples along the first dim; and inputs that are one number from now on: "sr=16000".
+            tensors, as forward() takes them; and inputs that are one number from now on: "sr=16000".
         data: samples to take the input's shape from, where neither model nor `input` says it.
         normalize: how its images are normalised ("imagenet", "m1,m2,m3/s1,s2,s3"); kept with the model.
         trust_pickle: allow a pickle to run code.
@@ -208,11 +208,19 @@ def _examples(input: Input | None) -> tuple[Tensor, ...] | None:
     if input is None or isinstance(input, str):
         return None
     tensors = tuple(input) if isinstance(input, Iterable) and not isinstance(input, Tensor) else (input,)
-    if not tensors or not all(isinstance(each, Tensor) and each.dim() for each in tensors):
+    if not tensors or not all(isinstance(each, Tensor) for each in tensors):
         raise UsageError(
             "input is no shape and no tensors",
             got=str([type(each).__name__ for each in tensors]),
-            expected='"1x3x32x32", or a tensor per argument, samples along the first dim',
+            expected='"1x3x32x32", or a tensor per argument, as forward() takes them',
+        )
+    if not all(each.dim() for each in tensors):
+        raise UsageError(
+            "input holds a single number (0-d), which is no input that data can have",
+            got=", ".join(str(list(each.shape)) for each in tensors),
+            expected="a tensor per argument, each with a dim of samples",
+            remedy='fix it by its name, beside the shapes of the others: input="1x3x32x32,step=10"; or let '
+            "forward() take one per sample",
         )
     if not all(each.numel() for each in tensors):
         raise UsageError(

@@ -221,10 +221,15 @@ def _of_fixed_batch(model: Model, say: Callable[[str], None], others: Iterable[C
                 f"--input can say it, with a B there: {_example(other, marked=True)}"
             )
             return other
-    say(
-        f"the network takes one size only along {_places(model)}: the batch is fixed there. If samples lie "
-        f"along another dim, mark it with a B: --input {_example(model)}"
-    )
+    if any(spec.batch_dim is not None for spec in model.inputs):
+        what = f"the network takes one size only along {_places(model)}: the batch is fixed there"
+        where = "another dim, mark it"
+    else:
+        sizes = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in model.inputs)
+        what = f"the network takes one size only, {sizes}: one call is one sample"
+        where = "dims of these, mark them"
+    what += f". If samples lie along {where} with a B: --input {_example(model)}"
+    say(what)
     return model
 
 

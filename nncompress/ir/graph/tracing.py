@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -64,6 +65,11 @@ def trace(
             remedy = "let forward() compute with tensors themselves, not with their .data"
         elif "not a known type" in str(error):
             remedy = "let forward() return tensors, or tuples, lists, dicts or dataclasses of them"
+        elif _runs_packed(error):
+            remedy = (
+                "run recurrent layers on padded sequences, without pack_padded_sequence, and pick what they "
+                "return by the lengths: y[torch.arange(y.shape[0]), lengths - 1]"
+            )
         elif "Constraints violated" in reason:  # by dims that are asked to be free
             reason = next((line[2:].split(". ")[0] for line in lines if line.startswith("- ")), reason)
             fixes = lines[lines.index(_FIXES) + 1 : -1] if _FIXES in lines else []
@@ -73,6 +79,16 @@ def trace(
             got=f"{type(error).__name__}: {reason[:300]}",
             remedy=remedy,
         ) from error
+
+
+def _runs_packed(error: Exception) -> bool:
+    """It was raised in a recurrent layer that was given a packed sequence, whose batch sizes are values."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(
+        frame.f_locals.get("batch_sizes") is not None
+        and isinstance(frame.f_locals.get("self"), torch.nn.RNNBase)
+        for frame in frames
+    )
 
 
 def trace_with_batch(

@@ -59,6 +59,7 @@ def traced(
         lengths: of each input, which stay free where the graph allows it.
     """
     take_out_wrappers(module)
+    of_data = callable(example_inputs)  # which has its samples first; other tensors are what forward takes
     if callable(example_inputs):
         example_inputs = example_inputs(required_inputs(module)) if input_shapes is None else None
     with unchanged(module):
@@ -67,7 +68,7 @@ def traced(
 
     def exported(sample_dims: Sequence[int | None] | None) -> Model:
         laid = inputs
-        if example_inputs is not None and sample_dims is not None:  # data has its samples first
+        if of_data and example_inputs is not None and sample_dims is not None:
             laid = tuple(x.movedim(0, d) for x, d in zip(inputs, sample_dims) if d is not None)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
