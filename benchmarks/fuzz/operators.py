@@ -40,6 +40,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     counts = Counts(options.out.resolve())
     with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)  # good files lie beside
         (Path(folder) / "good.pt2").write_bytes(good_files(Path(folder))["pt2"][0])
         TARGETS["pt2"].read(Path(folder) / "good.pt2")  # torch makes a folder of its own, once
         for target, operator in operators():
