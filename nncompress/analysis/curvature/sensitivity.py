@@ -83,7 +83,7 @@ def with_products(total: Tensor, rows: Tensor) -> Tensor:
         total = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     size = rows.abs().max() if rows.numel() else rows.new_zeros(())
-    if size > 0:
+    if size != 0:  # NaN, too, which is in all of it
         scaled = rows / size
         products = scaled.new_zeros(1, *total.shape)
         add_products(products, scaled[None])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from nncompress.analysis.answer import known_answer
+from nncompress.analysis.curvature.autograd import finite
 from nncompress.analysis.curvature.losses import curvature_loss
 from nncompress.analysis.observe.gradient_hooks import GradientHooks
 from nncompress.data import Batch, Dataset
@@ -33,6 +34,9 @@ def curvature_gradients(
     Args:
         values: nodes whose result and gradient are wanted; watched: those whose result is.
         what: said of the progress.
+
+    Raises:
+        UnsupportedError: a gradient is not finite.
     """
     hooks = GradientHooks(model, {}, values, watched)
     generator = torch.Generator().manual_seed(seed)
@@ -45,6 +49,9 @@ def curvature_gradients(
             losses = [curvature_loss(outputs, batch, generator, answer) for _ in range(draws)]
         gradients = [hooks.gradients(loss, again=i + 1 < draws)[1] for i, loss in enumerate(losses)]
         del outputs, losses
+        for each in gradients:
+            for node, gradient in each.items():
+                finite(gradient, node.name)
         with torch.no_grad():
             yield hooks, gradients, batch
         seen += len(batch)

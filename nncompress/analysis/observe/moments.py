@@ -77,7 +77,7 @@ class Moments:
         self.total = total if self.count == 0 else self.total + total
         self.count += rows.shape[1]
         self._rows.append(rows)
-        if sum(each.shape[1] for each in self._rows) > rows.shape[2] // 4:
+        if sum(each.nbytes for each in self._rows) > len(rows) * rows.shape[2] ** 2:  # see `OF_ROWS`
             self._sum_up()
 
     @property

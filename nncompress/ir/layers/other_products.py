@@ -12,7 +12,7 @@ AS_LAYER = "forward() can say W @ x as torch.nn.functional.linear(x.mT, W).mT, w
 
 
 def other_products(model: Model) -> str:
-    """A sentence that names them; "" where there are none."""
+    """A sentence that names those that `AS_LAYER` is for; "" where there are none."""
     found = []
     for node in model.graph.nodes:
         if op_name(node) not in PRODUCTS | {"bmm", "einsum"}:
@@ -21,9 +21,12 @@ def other_products(model: Model) -> str:
         if roles is not None and weight_at(model, argument(node, roles.weight)) is not None:
             continue
         stored = [weight_at(model, each) for each in node.all_input_nodes]
-        names = [each.name for each in stored if each is not None and each.dim >= 2]
-        floats = [name for name in names if torch.is_floating_point(model.tensor(name))]
-        found += floats
+        ranks = [len(each.meta["val"].shape) for each in node.all_input_nodes]
+        if len(stored) != 2 or min(ranks) < 2 or (stored[0] is None) == (stored[1] is None):
+            continue  # of stored ones alone, or of a vector
+        (matrix,) = (each for each in stored if each is not None)
+        if matrix.dim == 2 and torch.is_floating_point(model.tensor(matrix.name)):
+            found.append(matrix.name)
     names = list(dict.fromkeys(found))
     some = ", ".join(names[:3]) + (", …" if names[3:] else "")
     return f"{some} multiplies from the left or by einsum, which is no layer" if names else ""

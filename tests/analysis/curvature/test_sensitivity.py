@@ -116,3 +116,11 @@ def test_gradients_of_nothing_and_complex_ones():
     rows = torch.randn(7, 3, dtype=torch.complex64)
     wanted = (rows.mH @ rows).real.double()  # re re + im im
     torch.testing.assert_close(with_products(nothing, rows), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_gradient_that_is_no_number_is_in_the_total_it_is_added_to():
+    total = with_products(torch.zeros(()), torch.randn(4, 3))
+    rows = torch.randn(4, 3)
+    rows[1, 2] = torch.nan
+    assert total.isfinite().all()
+    assert not with_products(total, rows).isfinite().any()

@@ -10,11 +10,14 @@ from records import Records, images
 from torch import nn
 from torch.nn import functional as F
 
+from nncompress import pipeline
 from nncompress.analysis.couplings import find_couplings
 from nncompress.analysis.importance import CRITERIA, Setting, consumer_moments, group_choices
 from nncompress.analysis.importance.consumer_moments import in_passes
 from nncompress.analysis.observe import budget, shelf
+from nncompress.errors import UnsupportedError
 from nncompress.ir import Model
+from nncompress.passes import Context, PruneNodes
 
 RECORDS = 12
 
@@ -149,6 +152,30 @@ def test_reconstruction_gathers_what_does_not_fit_in_a_file_or_in_more_passes(mo
     for name, ranking in found.items():
         assert ranking.order == want[name].order
         np.testing.assert_allclose(ranking.loss, want[name].loss, rtol=1e-4)
+
+
+class RootOfNothing(nn.Module):
+    """A finite answer whose gradient is none where the first input is 0: 0 times the slope of a root at 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.branch, self.head = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        h = F.relu(self.first(x))
+        h = h + self.branch(h)
+        root = (h[:, :1] * x[:, :1]).abs().sqrt()
+        return self.head(h) + torch.where(x[:, :1] == 0, torch.zeros_like(root), root)
+
+
+@pytest.mark.parametrize("options", [{"macs": 0.5}, {"drop_blocks": 1}])
+def test_gradients_that_are_no_numbers_rank_nothing(options):
+    torch.manual_seed(0)
+    x = torch.randn(64, 6)
+    x[20:24, 0] = 0
+    found = Model.from_module(RootOfNothing().eval(), (x[:4],))
+    with pytest.raises(UnsupportedError, match="not finite"):
+        pipeline.run(found, [PruneNodes(**options)], Context(data=Records((x,))))
 
 
 def test_reconstruction_of_layers_too_wide_for_all_moments(monkeypatch):

@@ -21,6 +21,7 @@ from nncompress.analysis.observe.moments import (
     solved,
     with_ridge,
 )
+from nncompress.analysis.observe.shelf import OF_ROWS
 from nncompress.ir.layers.weights import layers
 
 
@@ -216,3 +217,12 @@ def test_solved_by_half_of_the_operations_or_where_rounding_left_it_indefinite(s
     columns = torch.randn(30, 5, dtype=torch.float64)
     for moment in (population, population - 4 * torch.eye(30, dtype=torch.float64)):
         assert torch.allclose(moment @ solved(moment, columns), columns, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_that_wait_take_their_part_of_the_memory_of_the_moments_at_most(dtype):
+    moments, held = Moments(), []
+    for _ in range(40):
+        moments.add(torch.randn(2, 3, 64, dtype=dtype))
+        held.append(sum(each.nbytes for each in moments._rows))
+    assert 0 < max(held) <= 2 * 64 * 64 * 8 / OF_ROWS

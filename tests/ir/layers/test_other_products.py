@@ -37,6 +37,34 @@ def test_a_matrix_that_is_no_layer_is_named_with_what_to_write(network, spec) ->
         nncompress.compress(network(), spec, input="1x5")
 
 
+class PerHead(FromTheLeft):
+    """Another product for each head: a layer has one matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(5, 4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w @ x[..., None, None]
+
+
+class OfAVector(FromTheLeft):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum() + self.w @ x[0]
+
+
+class OfItself(FromTheLeft):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (self.w @ self.w.T).sum()
+
+
+@pytest.mark.parametrize("network", [PerHead, OfAVector, OfItself])
+def test_what_is_no_layer_in_other_words_either_is_not_said_to_be(network) -> None:
+    with pytest.raises(UsageError) as caught:
+        nncompress.compress(network(), "prune:std=0.5", input="2x5")
+    assert "functional.linear" not in str(caught.value)
+
+
 def test_what_to_write_is_a_layer_and_computes_the_same() -> None:
     torch.manual_seed(0)
     before, after, x = FromTheLeft(), AsALayer(), torch.randn(3, 5)
