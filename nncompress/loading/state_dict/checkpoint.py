@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nncompress.dtypes import dtype_name
 from nncompress.errors import ModelFileError, UsageError
+from nncompress.loading.pickle.module_records import Record
 from nncompress.loading.pickle.read import WEIGHT_KEYS, describe
 
 _MOST_DEEP = 3
@@ -37,8 +38,13 @@ def find_weights(
     """
     tables = {".".join(at): table for at, table in _tables(found, (), set())}
     if not tables:
+        what = "no weights"
+        if _holds_arrays(found):
+            what = "arrays of numpy, which are not read, and no tensors"
+        elif isinstance(found, list | tuple) and any(isinstance(each, Tensor) for each in found):
+            what = "tensors without names"
         raise ModelFileError(
-            f"{path} holds no weights",
+            f"{path} holds {what}",
             got=describe(found),
             expected=f"a state_dict (names to tensors), or one under {', '.join(map(repr, WEIGHT_KEYS[:4]))}",
             remedy="save model.state_dict() with torch.save",
@@ -74,6 +80,9 @@ def _tables(value: Any, at: tuple[str, ...], seen: set[int]) -> Iterator[tuple[t
     if isinstance(value, nn.Module):
         yield at, value
         return
+    if isinstance(value, list | tuple):  # as a script saves several things: their places are the keys
+        named = [(str(place), each) for place, each in enumerate(value[:_MOST_KEYS])]
+        value = {place: each for place, each in named if not isinstance(each, Tensor)}
     if not isinstance(value, Mapping) or len(at) > _MOST_DEEP or id(value) in seen:
         return
     tensors = {k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, Tensor)}
@@ -87,6 +96,14 @@ def _tables(value: Any, at: tuple[str, ...], seen: set[int]) -> Iterator[tuple[t
                     yield each
     if tensors and not below:
         yield at, tensors
+
+
+def _holds_arrays(value: Any, deep: int = 0) -> bool:
+    """Whether arrays of numpy lie where tensors are looked for; they are kept unread."""
+    if isinstance(value, Record):
+        return value.of.startswith("numpy.")
+    inner = list(value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ())
+    return deep <= _MOST_DEEP and any(_holds_arrays(each, deep + 1) for each in inner[:_MOST_KEYS])
 
 
 def _under(tables: Mapping[str, Found], key: str, path: Path) -> Found:

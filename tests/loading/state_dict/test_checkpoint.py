@@ -272,3 +272,37 @@ def test_the_index_of_pickled_shards(arch, tmp_path):
     torch.save({"0.weight": built()[0].weight.data}, tmp_path / "model-00001-of-00002.bin")
     with pytest.raises(ModelFileError, match="one shard of several"):
         load_model(tmp_path / "model-00001-of-00002.bin", arch=arch)
+
+
+@pytest.mark.parametrize("packed", [list, tuple])
+def test_weights_beside_other_things_in_a_list_are_found(tmp_path, arch, packed):
+    net, lines = built(), []
+    torch.save(packed([3, {"model": net.state_dict()}, optimizer_state(net)]), tmp_path / "m.pt")
+    model = load_model(tmp_path / "m.pt", arch=arch, input_shapes="1x3x5x5", notice=lines.append)
+    torch.testing.assert_close(model(X), built_like(net)(X))
+    assert any("taken from '1.model'" in line for line in lines)
+
+
+def built_like(net):
+    again = built()
+    again.load_state_dict(net.state_dict())
+    return again
+
+
+def test_of_several_in_a_list_one_is_named(tmp_path, arch):
+    net, other = built(), built()
+    torch.save([net.state_dict(), other.state_dict()], tmp_path / "m.pt")
+    with pytest.raises(ModelFileError, match="several tables of weights") as caught:
+        load_model(tmp_path / "m.pt", arch=arch, input_shapes="1x3x5x5")
+    assert caught.value.remedy == "say which is meant: --weights-key 0"
+    model = load_model(tmp_path / "m.pt", arch=arch, input_shapes="1x3x5x5", weights_key="1")
+    torch.testing.assert_close(model(X), built_like(other)(X))
+
+
+def test_what_holds_weights_in_another_form_is_not_said_to_hold_none(tmp_path, arch):
+    state = built().state_dict()
+    arrays = {"params": {name: each.numpy() for name, each in state.items()}}
+    for saved, said in ((list(state.values()), "tensors without names"), (arrays, "arrays of numpy")):
+        torch.save(saved, tmp_path / "m.pt")
+        with pytest.raises(ModelFileError, match=said):
+            load_model(tmp_path / "m.pt", arch=arch, input_shapes="1x3x5x5")
