@@ -30,16 +30,29 @@ def give_a_dim(node: fx.Node) -> None:
     parts = before if isinstance(before, tuple | list) else (before,)
     if not all(isinstance(part, Tensor) and set(part.shape) <= {1} for part in parts):
         return
-    rows = {x: _reshaped(x, [1], before=node) for x in node.all_input_nodes if _is_number(x)}
-    node.args, node.kwargs = fx.map_arg((node.args, node.kwargs), lambda x: rows.get(x, x))
+    arguments = target._schema.arguments
+    filled = [node.args[i] for i, each in enumerate(arguments[: len(node.args)]) if each.name == "value"]
+    given = [x for x in node.all_input_nodes if _is_number(x) and x not in filled]
+    args, kwargs = list(node.args), dict(node.kwargs)
     if isinstance(dims, int | list | tuple):
         only = 0 if isinstance(dims, int) else [0]
-        if places[0] < len(node.args):
-            node.update_arg(places[0], only)
+        if places[0] < len(args):
+            args[places[0]] = only
         else:
-            node.update_kwarg(target._schema.arguments[places[0]].name, only)
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda x: x.meta["val"])
-    node.meta["val"] = target(*args, **kwargs)
+            kwargs[arguments[places[0]].name] = only
+
+    def value(x: fx.Node) -> Any:
+        return x.meta["val"].reshape([1]) if x in given else x.meta["val"]
+
+    try:
+        found = target(*fx.map_arg(args, value), **fx.map_arg(kwargs, value))
+    except (RuntimeError, IndexError):  # it is not for a row
+        return
+    if any(a.numel() != b.numel() for a, b in zip(parts, [found] if isinstance(found, Tensor) else found)):
+        return
+    rows = {x: _reshaped(x, [1], before=node) for x in given}
+    node.args, node.kwargs = fx.map_arg((tuple(args), kwargs), lambda x: rows.get(x, x))
+    node.meta["val"] = found
     if isinstance(before, Tensor):
         _as_before(node, before)
         return
@@ -75,7 +88,7 @@ def say_what_nothing_gives(node: fx.Node) -> bool:
         return False
     if _is_empty(result):
         values = torch.zeros(1, dtype=result.dtype)
-    elif all(map(_is_empty, tensors)):
+    elif all(map(_is_empty, tensors)) and len(tensors) == len(operands):  # no free number is asked for
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda x: _smallest(x.meta["val"]))
         values = target(*args, **kwargs).flatten()
     else:

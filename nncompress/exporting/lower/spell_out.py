@@ -125,7 +125,7 @@ def _scan(x: Tensor, dim: int, join: Callable[[Tensor, Tensor], Tensor], neutral
 
 
 def _cumprod(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
-    kind = dtype or (x.dtype if x.is_floating_point() else torch.int64)
+    kind = dtype or (x.dtype if x.is_floating_point() or x.is_complex() else torch.int64)
     return _scan(x.to(kind), dim, torch.mul, 1)
 
 

@@ -180,9 +180,9 @@ def _product_of_integers(
     x: Tensor, dim: int, keepdim: bool = False, *, dtype: torch.dtype | None = None
 ) -> Tensor:
     """By halves: ONNX Runtime multiplies them as float64, of which 53 bits are left."""
-    kind = dtype or (x.dtype if x.is_floating_point() else torch.int64)
+    kind = dtype or (x.dtype if x.is_floating_point() or x.is_complex() else torch.int64)
     count = x.shape[dim] if x.dim() else 1
-    if kind.is_floating_point or not isinstance(count, int):
+    if kind.is_floating_point or kind.is_complex or not isinstance(count, int):
         raise NotImplementedError
     x = x.to(kind)
     if not count:

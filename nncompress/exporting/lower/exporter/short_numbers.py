@@ -21,6 +21,7 @@ _LONG = frozenset({"sum", "nansum", "prod", "cumsum", "cumprod"})
 _SCATTER = frozenset({"scatter_add", "scatter_reduce", "index_add", "index_reduce"})
 _STAY = ("gcd", "lcm", "_to_copy", "to")  # the steps of Euclid's algorithm are fewer of short ones
 _CHOOSE = {"where": (1, 2), "masked_fill": (0, 2)}  # truth values, too: the operands that are no mask
+_WRAP = frozenset({"floor_divide", "remainder", "fmod", "div", "clamp", "clamp_min", "clamp_max"})
 # not value by value; of truth values, too
 _COMPUTE = frozenset(
     {"cummax", "cummin", "trace", "diagonal"}
@@ -38,8 +39,10 @@ def compute_in_32_bits(node: fx.Node) -> None:
     op, name = node.target, op_name(node)
     if not isinstance(op, torch._ops.OpOverload) or op.namespace != "aten" or name in _STAY:
         return
-    if name in _LONG or _stated(node) is not None:
-        _compute_in(node, _stated(node) or torch.int64, (*_NARROW, torch.int32))
+    stated = _stated(node)
+    if name in _LONG or stated is not None:
+        long = (torch.int64,) if stated is not None and stated.is_floating_point else ()
+        _compute_in(node, stated or torch.int64, (*_NARROW, torch.int32, *long))
     elif name in _COMPUTE or name in _CHOOSE:
         if "mean" not in node.args:  # of sums that overflow before they are divided
             _compute_in(node, torch.int32, _NARROW)
@@ -55,7 +58,7 @@ def compute_in_32_bits(node: fx.Node) -> None:
 def _stated(node: fx.Node) -> torch.dtype | None:
     """The type that a sum or a softmax is asked for in; the exporter would convert only afterwards."""
     name = op_name(node)
-    if name.endswith("_like") or name.startswith("new_"):  # which read no value
+    if name.endswith("_like") or name.startswith("new_") or name == "view":  # which compute of no value
         return None
     schema = node.target._schema  # type: ignore[union-attr]
     places = [i for i, each in enumerate(schema.arguments) if each.name == "dtype"]
@@ -70,7 +73,11 @@ def _compute_in(node: fx.Node, kind: torch.dtype, narrow: tuple[torch.dtype, ...
     operands = [x for x in dict.fromkeys(operands) if getattr(x.meta["val"], "dtype", None) in narrow]
     if not operands:
         return
-    before = node.meta["val"]
+    before, first = node.meta["val"], operands[0].meta["val"].dtype
+    if op_name(node) in _WRAP and first in SHORT:  # torch makes a number beside a tensor one of its type
+        node.args = tuple(
+            int(torch.tensor(each).to(first)) if type(each) is int else each for each in node.args
+        )
     wide = {x: _cast(x, kind, before=node) for x in operands}
     node.args = tuple(
         fx.map_arg(each, lambda x: wide.get(x, x)) if i in _CHOOSE.get(op_name(node), (i,)) else each

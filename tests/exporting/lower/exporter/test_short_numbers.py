@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nncompress.errors import UnsupportedError
 from nncompress.exporting.write.onnx import write_onnx
 from nncompress.ir import Model
 from nncompress.runtimes import open_artifact
@@ -40,6 +41,9 @@ OF_INTEGERS: Functions = {
     "below the diagonal": lambda x: x.tril(),
     "trace": lambda x: x.trace(),
     "diagonal": lambda x: x.diagonal(),
+    "quotient by more than there is": lambda x: x // 300,
+    "rest of more than there is": lambda x: x % 300,
+    "between ends that wrap": lambda x: x.clamp(-5, 100),
     "mean at each place": lambda x: x.scatter_reduce(1, PLACES, x, "mean"),
     "mean at each place alone": lambda x: x.scatter_reduce(1, PLACES, x, "mean", include_self=False),
 }
@@ -61,6 +65,7 @@ OF_ONE: Functions = {
     "product so far": lambda x: x.cumprod(0),
     "scattered": lambda x: x.scatter(0, torch.tensor(0), 7),
     "turned round": lambda x: x.flip(-1),
+    "filled": lambda x: x.index_fill(0, torch.tensor(0), x + 1),
     "found": lambda x: torch.searchsorted(torch.arange(9.0), x.float()),
     "found in a bucket": lambda x: torch.bucketize(x.float(), torch.arange(9.0), right=True),
 }
@@ -96,7 +101,7 @@ def _values(dtype: torch.dtype) -> Tensor:
 @pytest.mark.parametrize(
     ("functions", "dtype"),
     [
-        *((OF_ALL, dtype) for dtype in (torch.bool, torch.int8, torch.uint8, torch.int32)),
+        *((OF_ALL, dtype) for dtype in (torch.bool, torch.int8, torch.uint8, torch.int32, torch.int64)),
         *((OF_INTEGERS, dtype) for dtype in (torch.int8, torch.uint8, torch.int16, torch.int64)),
         (OF_HALVES, torch.float16),
     ],
@@ -114,6 +119,25 @@ def test_along_a_dim_that_a_single_number_has_not(tmp_path, dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
 def test_what_nothing_gives(tmp_path, dtype) -> None:
     _check(tmp_path, OF_NOTHING, _values(dtype), lambda x: x[:, :0])
+
+
+def test_a_number_that_nothing_is_filled_with_may_be_that_of_the_samples(tmp_path) -> None:
+    class Counted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, :0].new_full((2, 2), x.shape[0])
+
+    write_onnx(Model.from_module(Counted(), (torch.randn(2, 3),)), tmp_path / "m.onnx")
+    for samples in (2, 5):
+        (found,) = open_artifact(tmp_path / "m.onnx").run(torch.randn(samples, 3))
+        assert (found == samples).all()
+
+
+def test_what_runs_along_a_dim_only_is_refused_of_a_single_number_with_its_remedy(tmp_path) -> None:
+    model = Model.from_module(
+        All({"none": lambda x: x.topk(0).values}, lambda x: x[1, 1]), (torch.randn(3, 5),)
+    )
+    with pytest.raises(UnsupportedError):
+        write_onnx(model, tmp_path / "m.onnx")
 
 
 def test_the_product_of_whole_numbers_keeps_its_last_digits(tmp_path) -> None:
