@@ -48,6 +48,14 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     return {aten._linalg_det.default: lambda matrix: (op.Det(matrix),)}
 
 
+def _name_all_dims(node: fx.Node) -> None:
+    """Of a largest or least value of all, of which the exporter asks along which dims it is."""
+    if node.target in (aten.amax.default, aten.amin.default) and not argument(node, 1):
+        x = node.args[0]
+        assert isinstance(x, fx.Node)
+        node.args = (x, list(range(x.meta["val"].dim())), *node.args[2:])
+
+
 def dodge_defects(program: ExportedProgram) -> None:
     """Edit in place; the program computes the same."""
     lay_ends_beside(program.graph)
@@ -55,6 +63,7 @@ def dodge_defects(program: ExportedProgram) -> None:
         _bounds_of_one_type(node)
         if say_what_nothing_gives(node):
             continue
+        _name_all_dims(node)
         give_a_dim(node)
         compute_in_32_bits(node)
         if _looks_up_one(node):

@@ -18,6 +18,8 @@ PLACES = torch.tensor([[1, 1, 0, 2, 2], [0, 0, 3, 3, 1], [4, 4, 4, 4, 4]])
 
 OF_ALL: Functions = {
     "largest": lambda x: x.amax(1),
+    "largest of all": lambda x: x.amax(),
+    "least of all, in its place": lambda x: x.amin((), keepdim=True),
     "place of the largest": lambda x: x.max(1).indices,
     "in order": lambda x: x.sort(1).values,
     "most frequent": lambda x: x.mode(1).values,
