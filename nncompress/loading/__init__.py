@@ -15,7 +15,6 @@ What a file is is told from its content. No code of a file is run, unless `trust
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +36,7 @@ from nncompress.loading.file_kind import FileKind, file_kind
 from nncompress.loading.file_record import FileRecord, read_header
 from nncompress.loading.from_pt2 import model_of_pt2
 from nncompress.loading.huggingface import in_cache, read_huggingface
+from nncompress.loading.module.copied import copied
 from nncompress.loading.module.detection_head import remember_head
 from nncompress.loading.module.fixed_arguments import fix_arguments
 from nncompress.loading.module.from_network import model_of
@@ -230,22 +230,22 @@ def load_module(
             remedy="load its weights first; run a lazy module once on a sample",
         )
     try:
-        copied = copy.deepcopy(module)
+        mine = copied(module)
     except Exception as error:  # whatever the user's attributes raise
         raise UsageError(
             f"{name} cannot be copied, and compression must not change it",
             got=f"{type(error).__name__}: {error}"[:300],
             remedy="give it fresh, or torch.export.export(module, …), saved as .pt2",
         ) from error
-    if isinstance(copied, torch.jit.ScriptModule):
-        return scripted(copied.cpu().eval(), name, input_shapes, example_inputs, constants, notice)
-    source = copied.cpu().eval()
+    if isinstance(mine, torch.jit.ScriptModule):
+        return scripted(mine.cpu().eval(), name, input_shapes, example_inputs, constants, notice)
+    source = mine.cpu().eval()
     graphs = with_graphs_of_scripts(source)
     fixed, _ = fix_arguments(graphs, constants, name)
     if graphs is not source:
         fix_arguments(source, constants, name)
     model = traced(graphs, name, input_shapes, example_inputs, notice, source)
-    remember_head(model, copied, notice)
+    remember_head(model, mine, notice)
     return remembering(model, fixed, notice)
 
 
