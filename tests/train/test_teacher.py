@@ -137,7 +137,7 @@ def asked(monkeypatch, **settings):
 
 def test_a_teacher_is_asked_once_for_what_every_epoch_shows_it(data, monkeypatch):
     once, trained = asked(monkeypatch, data=str(data))
-    assert once == 40 + 4  # four samples tell that an answer is that of its sample alone
+    assert once == 40 + 8  # two halves of a batch tell that an answer is that of its sample alone
     monkeypatch.setattr(Remembered, "of_run", lambda *_: None)
     always, expected = asked(monkeypatch, data=str(data))
     assert always == 4 * 40
@@ -167,7 +167,17 @@ class ByChance(OfItsBatch):
         return self.layer(x) * torch.rand_like(x[:, :1])
 
 
-@pytest.mark.parametrize("module", [OfItsBatch, ByChance])
+class OfThoseBefore(OfItsBatch):
+    def forward(self, x):
+        return self.layer(x).cumsum(0)
+
+
+class OfThoseBehind(OfItsBatch):
+    def forward(self, x):
+        return self.layer(x).flip(0).cumsum(0).flip(0)
+
+
+@pytest.mark.parametrize("module", [OfItsBatch, ByChance, OfThoseBefore, OfThoseBehind])
 def test_answers_that_are_not_of_their_sample_alone_are_asked_anew(tmp_path, monkeypatch, module):
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "d.npz", x=rng.normal(size=(1024, 6)).astype(np.float32))
@@ -179,14 +189,15 @@ def test_answers_that_are_not_of_their_sample_alone_are_asked_anew(tmp_path, mon
     monkeypatch.setattr(Teacher, "_given", lambda self, x: (seen.append(len(x[0])), given(self, x))[1])
     dataset = open_data(str(tmp_path / "d.npz"), student.inputs)
     train(student, dataset, TrainSettings(epochs=3, batch=512, teacher_weight=1.0), teacher=teacher)
-    assert seen == [512, 256, *[512] * 6]
+    probed = [256, 256] if module is OfThoseBehind else [256]
+    assert seen == [512, *probed, *[512] * 6]
 
 
 def test_answers_that_take_too_much_room_are_asked_anew(data, monkeypatch):
     monkeypatch.setattr(remembered, "MOST", 40 * 4 * 4 - 1)  # 40 samples, 4 classes, 4 bytes
-    assert asked(monkeypatch, data=str(data))[0] == 4 * 40 + 8 + 4
+    assert asked(monkeypatch, data=str(data))[0] == 4 * 40 + 8 + 8
     monkeypatch.setattr(remembered, "MOST", 40 * 4 * 4)
-    assert asked(monkeypatch, data=str(data))[0] == 40 + 4
+    assert asked(monkeypatch, data=str(data))[0] == 40 + 8
 
 
 def test_a_taught_run_goes_on_bit_for_bit(data, tmp_path):

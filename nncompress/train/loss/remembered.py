@@ -89,15 +89,22 @@ class Remembered:
         return rows
 
     def _alone(self, batch: Batch, found: Tensor, ask: Answers) -> bool:
-        """Whether samples lie along the first dim of the inputs and of the answer, and the later half of
-        them is answered as it was among all: not by what else is in the batch, and not by chance."""
+        """Whether samples lie along the first dim of the inputs and of the answer, and each half of them is
+        answered as it was among all: not by what else is in the batch, before or behind it, and not by
+        chance."""
         if batch.dims or found.dim() == 0 or len(found) != len(batch):
             return False
-        later = slice(len(batch) - max(len(batch) // 2, self._dataset.least_batch), None)
-        if self._dataset.fixed_batch or later.start <= 0:
+        half = max(len(batch) // 2, self._dataset.least_batch)
+        if self._dataset.fixed_batch or half >= len(batch):
             return False
-        again = ask(tuple(channels_last(x.to(self._device)) for x in batch.part(later).inputs))[0]
-        return again.shape == found[later].shape and _close(again.float(), found[later].float())
+        return all(
+            self._alike(batch.part(part), found[part], ask)
+            for part in (slice(len(batch) - half, None), slice(0, half))
+        )
+
+    def _alike(self, batch: Batch, found: Tensor, ask: Answers) -> bool:
+        again = ask(tuple(channels_last(x.to(self._device)) for x in batch.inputs))[0]
+        return again.shape == found.shape and _close(again.float(), found.float())
 
 
 def _close(answers: Tensor, others: Tensor) -> bool:
