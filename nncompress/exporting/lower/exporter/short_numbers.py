@@ -17,6 +17,7 @@ from nncompress.ir.layers.weights import argument
 aten = torch.ops.aten
 SHORT = (torch.int8, torch.int16, torch.uint8)
 _NARROW = (*SHORT, torch.bool)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LONG = frozenset({"sum", "nansum", "prod", "cumsum", "cumprod"})
 _SCATTER = frozenset({"scatter_add", "scatter_reduce", "index_add", "index_reduce"})
 _STAY = ("gcd", "lcm", "_to_copy", "to")  # the steps of Euclid's algorithm are fewer of short ones
@@ -40,7 +41,10 @@ def compute_in_32_bits(node: fx.Node) -> None:
     if not isinstance(op, torch._ops.OpOverload) or op.namespace != "aten" or name in _STAY:
         return
     stated = _stated(node)
-    if name in _LONG or stated is not None:
+    if name in _LONG and stated in SHORT:  # bits that are cut off at the end are those cut off before
+        node.kwargs = {**node.kwargs, "dtype": torch.int64}
+        _compute_in(node, torch.int64, (*_NARROW, torch.int32, torch.int64, *_FLOATS))
+    elif name in _LONG or stated is not None:
         long = (torch.int64,) if stated is not None and stated.is_floating_point else ()
         _compute_in(node, stated or torch.int64, (*_NARROW, torch.int32, *long))
     elif name in _COMPUTE or name in _CHOOSE:
