@@ -13,7 +13,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from nncompress.analysis.observe.moments import HELD_OUT, RIDGES, add_products, downhill, solve_towards
+from nncompress.analysis.observe.moments import HELD_OUT, RIDGES, downhill, solve_towards
+from nncompress.analysis.products import add_products
 
 PULL = 1e-3  # where there are too few samples to hold any out
 TOLD = 64  # outputs of a group, spread evenly, that a pull is judged on

@@ -14,8 +14,8 @@ from torch import Tensor, fx
 
 from nncompress.analysis.curvature.autograd import finite, in_chunks, output_scales
 from nncompress.analysis.observe.gradient_hooks import GradientHooks
-from nncompress.analysis.observe.moments import add_products
 from nncompress.analysis.observe.walk import Inputs
+from nncompress.analysis.products import add_products
 from nncompress.errors import UnsupportedError
 from nncompress.ir.graph.model import Model
 from nncompress.progress import NullProgress, Progress

@@ -23,6 +23,7 @@ from nncompress.analysis.observe.patches import input_rows
 from nncompress.analysis.observe.shelf import Shelf, Slot, moments_in_runs
 from nncompress.analysis.observe.statistics import observe
 from nncompress.analysis.observe.walk import Inputs
+from nncompress.analysis.products import add_products_about_mean
 from nncompress.ir.graph.model import Model
 from nncompress.ir.layers.geometry import geometry
 from nncompress.ir.layers.weights import Layer, layers
@@ -37,18 +38,7 @@ RIDGE = 1e-4
 RIDGE_OF_FEW = 1e-2  # where no sample could be held out
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # weakest first; the last leaves nothing of correlations
 HELD_OUT = 4  # every fourth sample decides
-BLOCK = 256  # columns of a product of moments
 TOLD = 256  # inputs, spread evenly, that a ridge is judged on
-
-
-def add_products(total: Tensor, rows: Tensor) -> None:
-    """Add the sum of outer products of rows [groups, n, d] to a total [groups, d, d], in place: blocks below
-    the diagonal, and mirrored, which takes little more than half of the multiplications."""
-    for first in range(0, rows.shape[2], BLOCK):
-        own = slice(first, first + BLOCK)
-        product = rows[..., own].mT @ rows[..., : own.stop]
-        total[..., own, : own.stop] += product
-        total[..., :first, own] += product[..., :first].mT
 
 
 class Moments:
@@ -69,6 +59,7 @@ class Moments:
         self.total = torch.zeros(0)
         self._slot = slot or Slot()
         self._rows: list[Tensor] = []
+        self._summed_up = torch.zeros(())  # the part of `total` that does not wait
 
     def add(self, rows: Tensor) -> None:
         """Take in rows [groups, n, d]."""
@@ -92,21 +83,20 @@ class Moments:
             rows, self._rows = self._waiting(), []
             products = self._slot.value
             if products is None:
-                products = rows.new_zeros(len(rows), rows.shape[2], rows.shape[2])
-            add_products(products, rows)
-            self._slot.value = products
+                products = torch.zeros(len(rows), rows.shape[2], rows.shape[2], dtype=torch.float64)
+            add_products_about_mean(products, rows, self.total - self._summed_up)
+            self._slot.value, self._summed_up = products, self.total
 
     def _waiting(self) -> Tensor:
-        """The rows that are kept as they are, float64 [groups, n, d]."""
-        rows = self._rows[0] if len(self._rows) == 1 else torch.cat(self._rows, 1)
-        return rows.to(torch.float64)
+        """The rows that are kept as they are, [groups, n, d]."""
+        return self._rows[0] if len(self._rows) == 1 else torch.cat(self._rows, 1)
 
     def times(self, columns: Tensor) -> Tensor:
         """`products` times columns [groups, d, n]."""
         products = self._slot.value
         found = torch.zeros_like(columns) if products is None else products @ columns
         if self._rows:
-            rows = self._waiting()
+            rows = self._waiting().to(torch.float64)
             found += rows.mT @ (rows @ columns)
         return found
 
@@ -116,7 +106,7 @@ class Moments:
         Of few rows X, (Xᵀ X + λ)⁻¹ = (1 − Xᵀ (X Xᵀ + λ)⁻¹ X) / λ: what is factored has their number.
         """
         few = self._slot.value is None and self.count > 0
-        rows = self._waiting() if few else self.products
+        rows = self._waiting().to(torch.float64) if few else self.products
         wanted = torch.zeros(*rows.shape[::2], len(inputs), dtype=rows.dtype)
         wanted[:, inputs, torch.arange(len(inputs))] = 1.0
         if not few:
@@ -140,6 +130,7 @@ class Moments:
         elif other.count:
             self.count += other.count
             self.total = self.total + other.total
+            self._summed_up = self._summed_up + other._summed_up
             self._rows += other._rows
             products, others = self._slot.value, other._slot.value
             if products is None:

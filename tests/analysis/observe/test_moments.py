@@ -13,7 +13,6 @@ from nncompress.analysis.observe.moments import (
     RIDGES,
     InputMoments,
     Moments,
-    add_products,
     cholesky,
     downhill,
     held_out_ridge,
@@ -201,15 +200,6 @@ def test_moments_that_files_have_no_room_for_are_gathered_again_to_the_same_bits
     with pytest.raises(KeyError):
         parts["another"]
     assert {row.count for row in parts.rows.values()} == {60, 12}
-
-
-@pytest.mark.parametrize("width", [3, 256, 700])
-def test_products_by_blocks_are_those_of_all_columns(width):
-    rows = torch.randn(2, 40, width)
-    total = torch.randn(2, width, width, dtype=torch.float64)
-    expected = total + rows.double().mT @ rows.double()
-    add_products(total, rows.double())
-    assert torch.allclose(total, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_solved_by_half_of_the_operations_or_where_rounding_left_it_indefinite(samples):
