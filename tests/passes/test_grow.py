@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 from networks import inputs, model
+from torch import nn
 
+import nncompress
 from nncompress import pipeline
 from nncompress.analysis.cost import cost
 from nncompress.analysis.growth import is_quantized
@@ -100,3 +102,11 @@ def test_a_quantized_model_is_left(tmp_path):
     same, (step,) = pipeline.run(quantized, [Grow()], Context())
     assert same is quantized
     assert "quantized" in step.changes[0].what
+
+
+def test_where_nothing_takes_fresh_nodes_labels_are_no_obstacle():
+    """The gradient of new weights was asked for, and there are none."""
+    net = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 3))
+    x = torch.randn(32, 8)
+    kept = nncompress.compress(net, "grow:by=2", data=(x, torch.arange(32) % 3))
+    torch.testing.assert_close(kept.to_module()(x), net(x).detach())

@@ -77,9 +77,11 @@ def curvature_loss(
         UnsupportedError: all outputs are whole numbers or truth values.
     """
     if answer is not None and classifies(outputs[answer], batch.labels):
-        scores = outputs[answer]
-        drawn = torch.multinomial(scores.detach().softmax(1), 1, generator=generator)[:, 0]
-        return F.cross_entropy(scores, drawn, reduction="sum")
+        chances = outputs[answer].detach().softmax(1)
+        usable = chances.isfinite().all(1)  # scores of NaN, or -inf all, predict nothing
+        if usable.any():
+            drawn = torch.multinomial(chances[usable], 1, generator=generator)[:, 0]
+            return F.cross_entropy(outputs[answer][usable], drawn, reduction="sum")
     total = torch.zeros(())
     for output in outputs:
         if output.is_floating_point() and output.requires_grad:

@@ -86,11 +86,13 @@ def _gradients(
     seed: int,
     progress: Progress,
 ) -> dict[str, float]:
-    """Groups that take no fresh units get the mean of the others' scores."""
+    """Groups that take no fresh units get the mean of the others' scores; all get 1 where none takes any."""
     whole = normalized_groups(couplings)
     wanted = {g.name: [g.size - 1] * CANDIDATES for g in couplings.groups if g.name not in whole}
     grown = grow_proven(model, NewUnits(wanted, seed=seed), couplings)
     parameters = {n: p for n, p in grown.model.graph_module.named_parameters() if n in grown.gathers}
+    if not parameters:
+        return {group.name: 1.0 for group in couplings.groups}
     total = {n: torch.zeros_like(p) for n, p in parameters.items()}
     for parameter in parameters.values():
         parameter.requires_grad_(True)
