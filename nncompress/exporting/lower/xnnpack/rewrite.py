@@ -9,6 +9,7 @@
 | linear layer that reads int8 and writes float      | its input rounded anew at each call, per row       |
 | int8 weight of a layer without an integer kernel   | the float weight                                   |
 | int8 weights of an LSTM or GRU                     | floats; inputs as they are                         |
+| recurrent layers and cells                         | their steps (`write_steps`)                        |
 | mean over height and width                         | the mean with both dims kept, then flatten         |
 | several parts at once (chunk, split, unbind)       | a slice for each (`slice_parts`)                   |
 | weights that the graph computes                    | what comes out (weight norm, say)                  |
@@ -33,6 +34,7 @@ from torch import fx
 from nncompress.exporting.lower.wrapped import lay_ends_beside
 from nncompress.exporting.lower.xnnpack.concat import share_grids
 from nncompress.exporting.lower.xnnpack.parts import slice_parts
+from nncompress.exporting.lower.xnnpack.recurrent import write_steps
 from nncompress.ir import Model
 from nncompress.ir.edit import nodes as edit
 from nncompress.ir.edit.computed import store_computed_weights
@@ -58,6 +60,10 @@ def lower_xnnpack(model: Model) -> Model:
     store_computed_weights(lowered, read_elsewhere=True)
     _untie_kinds(lowered)
     fold_batch_norms(lowered)
+    for recurrent in list(recurrent_layers(lowered)):
+        _compute_in_floats(lowered, recurrent)
+    lowered.refresh()
+    write_steps(lowered)
     slice_parts(lowered.graph)
     lay_ends_beside(lowered.graph)
     for node in list(lowered.graph.nodes):
@@ -72,8 +78,6 @@ def lower_xnnpack(model: Model) -> Model:
     for layer in list(layers(lowered)):
         if layer.weight.quantized:
             _choose_arithmetic(lowered, layer)
-    for recurrent in list(recurrent_layers(lowered)):
-        _compute_in_floats(lowered, recurrent)
     lowered.refresh()
     share_grids(lowered.graph)
     for node in list(lowered.graph.nodes):

@@ -30,7 +30,7 @@ def spell_out_cells(model: Model) -> None:
     """Rewrite every cell, in place; calls `model.refresh()` if there was one."""
     changed = False
     for node in list(model.graph.nodes):
-        write = _CELLS.get(op_name(node)) if node.op == "call_function" else None
+        write = CELLS.get(op_name(node)) if node.op == "call_function" else None
         if write is None:
             continue
         x, state, w, u, b, d = (argument(node, position) for position in range(6))
@@ -78,7 +78,7 @@ def _parts(call: Call, value: fx.Node, count: int) -> list[fx.Node]:
     return [call(getitem, chunks, position) for position in range(count)]
 
 
-_CELLS: dict[str, Callable[[Call, fx.Node, fx.Node, Any], Any]] = {
+CELLS: dict[str, Callable[[Call, fx.Node, fx.Node, Any], Any]] = {
     "lstm_cell": _lstm,
     "gru_cell": _gru,
     "rnn_tanh_cell": _rnn(aten.tanh.default),
