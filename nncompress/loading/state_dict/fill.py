@@ -31,6 +31,7 @@ _WRAPPED = (
 )  # of one of its modules
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
 _COUNTERS = {"n_averaged"}
+_ADAPTER = re.compile(r"(^|\.)lora_[A-Za-z]")  # of peft and of loralib
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -115,7 +116,7 @@ def fill(
     check_plain(weights, path)
     wanted = module.state_dict(keep_vars=True)
     weights = {original_name(name, wanted): tensor for name, tensor in weights.items()}
-    named, weights = weights, _without_prefix(weights, wanted, module)
+    named, weights = weights, _without_prefix(weights, wanted)
     given = {id(wanted[name]) for name in weights if name in wanted}
     missing = [
         name
@@ -134,10 +135,11 @@ def fill(
         for name, cast in casts.items()
         if cast == LOST
     ]
-    if misshaped or lost or not given or (strict and (missing or unexpected)):
+    torn = [] if misshaped else _torn(weights, wanted)
+    if misshaped or lost or not given or (strict and (missing or unexpected or torn)):
         raise ModelFileError(
             f"the weights of {path} do not fit --arch {arch}",
-            got=_listed(missing, unexpected, misshaped, lost),
+            got=_listed(missing, unexpected, misshaped, lost, torn),
             expected=f"{len(wanted)} tensors, as the architecture names them",
             remedy=how_to_open(passes)
             if passes
@@ -149,10 +151,11 @@ def fill(
                 bool(given) and not misshaped + lost,
             ),
         )
-    if missing or unexpected:
+    if missing or unexpected or torn:
         notice(
-            f"--no-strict: {path} against --arch {arch}: {_listed(missing, unexpected, [])}"
+            f"--no-strict: {path} against --arch {arch}: {_listed(missing, unexpected, [], [], torn)}"
             + ("; what is missing has the values that the factory gave it" if missing else "")
+            + ("; of those that differ the last is taken" if torn else "")
         )
     for kind, sentence in _SAID.items():
         if names := [name for name, cast in casts.items() if cast == kind]:
@@ -258,16 +261,43 @@ def _listed(*kinds: Sequence[str]) -> str:
     return "; ".join(
         f"{len(names)} {kind}: {', '.join(names[:4])}{', …' if len(names) > 4 else ''}"
         for kind, names in zip(
-            ("missing", "unexpected", "of another shape", "that would lose their values"), kinds
+            (
+                "missing",
+                "unexpected",
+                "of another shape",
+                "that would lose their values",
+                "tied in --arch, and of other values here",
+            ),
+            kinds,
         )
         if names
     )[:1000]
+
+
+def _torn(weights: Mapping[str, Tensor], wanted: Mapping[str, Any]) -> list[str]:
+    """Pairs of names that are one tensor of the architecture, which no two values fit."""
+    first: dict[int, str] = {}
+    pairs = []
+    for name in (name for name in wanted if name in weights):
+        other = first.setdefault(id(wanted[name]), name)
+        if other == name:
+            continue
+        exact = torch.complex128 if wanted[name].is_complex() else torch.float64
+        one, two = (weights[each].to(exact) for each in (other, name))
+        if not ((one == two) | (one.isnan() & two.isnan())).all():
+            pairs.append(f"{other} and {name}")
+    return pairs
 
 
 def _remedy(path: Path, key: str, unexpected: Sequence[str], wanted: tuple[str, ...], partly: bool) -> str:
     if re.search(r"-\d+-of-\d+\.", path.name):
         return (
             "this is one shard of several; where the model is: torch.save(model.state_dict(), 'weights.pt')"
+        )
+    if any(_ADAPTER.search(name) for name in unexpected):
+        return (
+            "these are adapters (LoRA), and nothing here says how they scale: save the network with them "
+            "merged: model = model.merge_and_unload(); torch.save(model.state_dict(), 'merged.pt')"
         )
     remedy = "check that the factory builds the model that was trained, with the same options"
     below = [(first, rest) for first, dot, rest in (name.partition(".") for name in unexpected) if dot]
@@ -289,17 +319,15 @@ def how_to_open(passes: Sequence[str]) -> str:
     )
 
 
-def _without_prefix(
-    weights: Mapping[str, Tensor], wanted: Mapping[str, Any], module: nn.Module
-) -> dict[str, Tensor]:
+def _without_prefix(weights: Mapping[str, Tensor], wanted: Mapping[str, Any]) -> dict[str, Tensor]:
     """`weights` as the architecture names them, less the prefix that wrappers put before all their names.
 
     What a wrapper counts (`n_averaged` of torch.optim.swa_utils.AveragedModel) goes with its prefix.
     """
-    best = computed(weights, wanted, module)
+    best = computed(weights, wanted)
     bare = {".".join(p for p in name.split(".") if p not in _WRAPPED): t for name, t in weights.items()}
     stripped = bare if len(bare) == len(weights) else dict(weights)
-    plain = computed(stripped, wanted, module)
+    plain = computed(stripped, wanted)
     if len(plain.keys() & wanted.keys()) > len(best.keys() & wanted.keys()):
         best = plain
     while prefix := next((p for p in _PREFIXES if any(n.startswith(p) for n in stripped)), None):
@@ -309,7 +337,7 @@ def _without_prefix(
         stripped = {
             name.removeprefix(prefix): tensor for name, tensor in stripped.items() if name not in others
         }
-        plain = computed(stripped, wanted, module)
+        plain = computed(stripped, wanted)
         if len(plain.keys() & wanted.keys()) > len(best.keys() & wanted.keys()):
             best = plain
     return best

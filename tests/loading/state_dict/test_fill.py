@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from pathlib import Path
@@ -291,3 +292,55 @@ def test_weights_of_another_dtype_are_taken_with_a_word_or_refused(dtype, stored
     fill(module, {"weight": stored}, PATH, "a:b", notice=told.append)
     torch.testing.assert_close(module.weight.data, stored.to(dtype), equal_nan=True, rtol=0, atol=0)
     assert [said in sentence for sentence in told] == ([True] if said else [])
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+@pytest.mark.parametrize("shape", [(4, 6, 3), (5, 5, 5)])
+def test_a_spectral_norm_along_any_dim(dim, shape, tmp_path):
+    """It was left out without a word where the dim was not the first."""
+    torch.manual_seed(0)
+    plain = nn.Conv1d(shape[1], shape[0], shape[2])
+    source = torch.nn.utils.parametrizations.spectral_norm(copy.deepcopy(plain), dim=dim)
+    x = torch.randn(3, shape[1], 9)
+    for _ in range(3):
+        source(x)
+    fill(plain, source.eval().state_dict(), tmp_path / "c.pt", "net.py:build")
+    torch.testing.assert_close(plain(x), source(x))
+
+
+def test_parts_of_a_norm_that_do_not_fit_together_are_no_weight(tmp_path):
+    """The direction was taken for the weight."""
+    weights = torch.nn.utils.weight_norm(nn.Linear(4, 3)).state_dict()
+    weights["weight_g"] = torch.ones(2, 1)
+    with pytest.raises(ModelFileError, match="weight_g"):
+        fill(nn.Linear(4, 3), weights, tmp_path / "c.pt", "net.py:build")
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(5, 4), nn.Linear(4, 5, bias=False)
+        self.head.weight = self.table.weight
+
+
+def test_two_values_for_one_tensor_are_refused(tmp_path):
+    """The network of the file is another: the last of them was taken without a word."""
+    weights = {name: value.clone() for name, value in Tied().state_dict().items()}
+    fill(Tied(), weights, tmp_path / "c.pt", "net.py:build")
+    weights["head.weight"] = torch.randn(5, 4)
+    with pytest.raises(ModelFileError, match=r"tied in --arch.*table\.weight and head\.weight"):
+        fill(Tied(), weights, tmp_path / "c.pt", "net.py:build")
+    said: list[str] = []
+    net = Tied()
+    fill(net, weights, tmp_path / "c.pt", "net.py:build", strict=False, notice=said.append)
+    assert torch.equal(net.table.weight, weights["head.weight"])
+    assert "the last is taken" in said[0]
+
+
+@pytest.mark.parametrize("names", [("lora_A", "lora_B"), ("lora_A.default.weight", "lora_B.default.weight")])
+def test_adapters_are_to_be_merged_not_left_out(names, tmp_path):
+    weights = nn.Sequential(nn.Linear(4, 3)).state_dict()
+    weights |= {f"0.{name}": torch.zeros(2, 4) for name in names}
+    with pytest.raises(ModelFileError, match="merge_and_unload") as refused:
+        fill(nn.Sequential(nn.Linear(4, 3)), weights, tmp_path / "c.pt", "net.py:build")
+    assert "--no-strict" not in str(refused.value)
