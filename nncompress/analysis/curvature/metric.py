@@ -10,7 +10,7 @@ with G = 1 for the layer's own output, and for the model's output the second mom
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -27,11 +27,28 @@ class Metric:
 
     inputs: Tensor | None = None
     outputs: Tensor | None = None
+    _known: list[tuple[Tensor, Tensor]] = field(default_factory=list, repr=False, compare=False)
 
     def energy(self, delta: Tensor) -> float:
         """The cost of an error [out, in]; of the matrix itself, what there is to lose."""
         delta = delta.to(torch.float64)
-        return float((self.times_outputs(delta) * self.times_inputs(delta)).sum())
+        return float((self.times_outputs(delta) * self.seen(delta)).sum())
+
+    def seen(self, matrix: Tensor) -> Tensor:
+        """matrix [out, in] · S, kept until another is asked for or `forget`: all forms of a weight ask for
+        its own, and it takes out · in² multiplications."""
+        for known, product in self._known:
+            if known.shape == matrix.shape and torch.equal(known, matrix):
+                return product
+        self.forget()
+        product = self.times_inputs(matrix)
+        if product is not matrix:
+            self._known.append((matrix.clone(), product))
+        return product
+
+    def forget(self) -> None:
+        """Keep nothing beside the metric."""
+        self._known.clear()
 
     def times_inputs(self, matrix: Tensor) -> Tensor:
         """matrix [out, in] · S."""

@@ -125,9 +125,9 @@ def decompose(matrix: Tensor, metric: Metric | None = None, wanted: Wanted | Non
     diagonal = metric.inputs is not None and metric.inputs.dim() == 1
     if rows <= columns or diagonal:
         root, inverse = roots(metric.outputs)
-        whitened = matrix if root is None else root.T @ matrix
+        whitened, seen = (each if root is None else root.T @ each for each in (matrix, metric.seen(matrix)))
         before = None if inverse is None else inverse.T
-        return Spectrum(metric.times_inputs(whitened), whitened, before, whitened, count, wanted)
+        return Spectrum(seen, whitened, before, whitened, count, wanted)
     root, inverse = roots(metric.inputs)
     whitened = matrix if root is None else matrix @ root
     return Spectrum(whitened.T, metric.times_outputs(whitened).T, whitened, inverse, count, wanted)

@@ -48,8 +48,8 @@ class SpatialDecomposition:
         if self.metric is None:
             return tails(self._spectrum.values)[1 : self.largest + 1]
         target = self.weight.flatten(1)
-        seen, gram = self._normal_equations(self._start(self.largest))
-        solved = torch.linalg.solve_triangular(torch.linalg.cholesky(gram), seen @ target.T, upper=False)
+        cross, gram = self._normal_equations(self._start(self.largest))
+        solved = torch.linalg.solve_triangular(torch.linalg.cholesky(gram), cross, upper=False)
         explained = (solved * self.metric.times_outputs(solved.T).T).sum(1).reshape(self.largest, -1).sum(1)
         return (self.metric.energy(target) - explained.cumsum(0)).clamp_min(0)
 
@@ -65,6 +65,7 @@ class SpatialDecomposition:
             vertical, horizontal = _balanced(vertical, horizontal)
             vertical = self._improve_vertical(vertical, horizontal)
             horizontal = self._solve_horizontal(vertical)
+        self.metric.forget()
         return _balanced(vertical, horizontal)
 
     def _separated(self) -> Metric | None:
@@ -90,24 +91,28 @@ class SpatialDecomposition:
         return (vertical / vertical.norm(dim=1, keepdim=True).clamp_min(1e-300)).reshape(rank, inputs, height)
 
     def _normal_equations(self, vertical: Tensor) -> tuple[Tensor, Tensor]:
-        """F S [(r, l), (i, k, l')] and F S Fᵀ, safe to invert, of what H multiplies: F is V where l = l', 0
-        elsewhere, which is not multiplied."""
+        """F S Wᵀ [(r, l), o] and F S Fᵀ, safe to invert, of what H multiplies: F [(r, l), (i, k, l')] is V
+        where l = l', 0 elsewhere, which is not multiplied, and of the symmetric one half is."""
         assert self.metric is not None
         width, rows = self.weight.shape[3], vertical.flatten(1)  # [r, (i, k)]
+        rank, size = rows.shape
         second = self.metric.inputs
         if second is None or second.dim() == 1:
-            size = rows.shape[1] * width
-            second = torch.eye(size, dtype=torch.float64) if second is None else second.diag()
-        seen = (rows @ second.reshape(rows.shape[1], -1)).reshape(len(rows) * width, -1)
-        apart = seen.unflatten(1, (-1, width)).mT.flatten(0, 1)  # [(r, l, l'), (i, k)]
-        gram = (apart @ rows.T).unflatten(0, (-1, width))  # [(r, l), l', r]
-        return seen, with_ridge(gram.mT.flatten(1), JITTER)
+            second = torch.eye(size * width, dtype=torch.float64) if second is None else second.diag()
+        second = second.reshape(size, width, size, width)
+        gram = rows.new_empty(rank, width, rank, width)
+        for first in range(width):
+            for other in range(first + 1):
+                block = rows @ second[:, first, :, other] @ rows.T
+                gram[:, first, :, other], gram[:, other, :, first] = block, block.T
+        cross = rows @ self.metric.seen(self.weight.flatten(1)).T.reshape(size, -1)  # [r, (l, o)]
+        gram = gram.reshape(rank * width, rank * width)
+        return cross.reshape(rank * width, -1), with_ridge(gram, JITTER)
 
     def _solve_horizontal(self, vertical: Tensor) -> Tensor:
         """The H with the least error for V: normal equations, in which G cancels."""
-        seen, gram = self._normal_equations(vertical)
-        factor = torch.linalg.cholesky(gram)
-        solved = torch.cholesky_solve(seen @ self.weight.flatten(1).T, factor)
+        cross, gram = self._normal_equations(vertical)
+        solved = torch.cholesky_solve(cross, torch.linalg.cholesky(gram))
         return solved.T.reshape(len(self.weight), len(vertical), -1)
 
     def _improve_vertical(self, vertical: Tensor, horizontal: Tensor) -> Tensor:

@@ -61,13 +61,21 @@ class TuckerDecomposition:
         seen = torch.einsum("ob,oik->bik", self._out[:, :second], self._white)
         basis = _basis(seen, 1)[:, :first]
         project = basis.T if self._inverse is None else basis.T @ self._inverse  # P
-        kernel = self.weight.shape[2]
-        features = torch.kron(project.contiguous(), torch.eye(kernel, dtype=torch.float64))  # [r₁ k, i k]
-        through = self.metric.times_inputs(features)
-        gram = with_ridge(through @ features.T, 1e-9)
+        through, gram = self._let_through(project)
         solved = torch.linalg.solve(gram, through @ self.weight.flatten(1).T).T  # [o, r₁ k]
         left, right = decompose(solved, Metric(gram, self.metric.outputs)).factors(second)
         return project, right.reshape(second, first, *self.shape[2:]), left
+
+    def _let_through(self, project: Tensor) -> tuple[Tensor, Tensor]:
+        """F S [(r₁, k), (i, k)] and F S Fᵀ, safe to invert, of what the core multiplies: F is P in each place
+        of the kernel, 0 across places, which is not multiplied."""
+        _, inputs, kernel = self.weight.shape
+        second = self.metric.inputs
+        if second is None:
+            second = torch.eye(inputs * kernel, dtype=torch.float64)
+        through = (project @ second.reshape(inputs, -1)).reshape(-1, inputs * kernel)
+        gram = torch.einsum("nik,ai->nak", through.unflatten(1, (inputs, kernel)), project).flatten(1)
+        return through, with_ridge(gram, 1e-9)
 
 
 def _basis(tensor: Tensor, dim: int) -> Tensor:

@@ -52,9 +52,13 @@ def option_of(
     dense = target.macs if unit == "macs" else weight.numel()
     if oracle is None:
         candidates = [c for f in forms.values() for c in f.candidates(unit, round_to)]
+        for metric in known_metrics:
+            metric.forget()
         return Option(target, forms, candidates, unit, dense, total, elements)
     timings = oracle.timings(target, forms, round_to, rule.rank)
     known = {(c.form, c.ranks): c for f in forms.values() for c in f.candidates(unit)}
+    for metric in known_metrics:
+        metric.forget()
     timings = {place: timing for place, timing in timings.items() if place in known}
     if unit == "latency":
         dense = round(next((t.dense for t in timings.values()), 0.0) * 1e9)

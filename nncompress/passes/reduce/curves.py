@@ -127,6 +127,7 @@ def curves(
             if useful:
                 trials.append(_Trial(target, each, useful, moments, dense))
                 candidates += _thinned(useful)
+        metric.forget()
         if candidates:
             found.append(Curve(target, forms, candidates, dense, gradient))
     context.progress.step("decomposing", len(targets), len(targets))

@@ -155,3 +155,53 @@ def test_tucker_factors_lose_what_the_metric_says(metric):
     # with all inputs kept, Tucker is the best channel form
     channel = tails(decompose(WEIGHT.flatten(1), metric).values)
     assert lost((4, 3)) == pytest.approx(float(channel[3]), rel=1e-5)
+
+
+def test_all_forms_of_a_weight_multiply_it_with_the_moment_once(monkeypatch):
+    weight, metric, shapes = torch.randn(8, 5, 3, 2).double(), Metric(positive(30, 1), positive(8, 2)), []
+    plain = Metric.times_inputs
+    monkeypatch.setattr(
+        Metric, "times_inputs", lambda own, matrix: shapes.append(matrix.shape) or plain(own, matrix)
+    )
+    matrix = weight.flatten(1)
+    total = metric.energy(matrix)
+    assert float(decompose(matrix.clone(), metric).values.square().sum()) == pytest.approx(total, rel=1e-9)
+    assert float(SpatialDecomposition(weight.float(), metric).errors()[-1]) <= total
+    for decomposition in (SpatialDecomposition(weight, metric), TuckerDecomposition(weight, metric)):
+        assert len(decomposition.errors())
+    shapes = [shape for shape in shapes if shape == matrix.shape]
+    assert len(shapes) <= 3  # of the weight, of its rounding, and of the weight again
+
+
+def test_what_is_kept_of_a_product_is_that_of_the_values_then():
+    metric, matrix = Metric(positive(6, 1)), torch.randn(3, 6).double()
+    before = metric.energy(matrix)
+    matrix.mul_(2)
+    assert metric.energy(matrix) == pytest.approx(4 * before, rel=1e-9)
+    metric.forget()
+    assert metric.energy(matrix) == pytest.approx(4 * before, rel=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(7, 4, 3, 2), (6, 5, 2, 3)])
+@pytest.mark.parametrize("kind", ["both", "inputs", "outputs"])
+def test_normal_equations_are_those_of_the_features_written_out(kind, shape):
+    """With H[o, r, l] · V[r, i, k]: a feature per (r, l), V in column l and 0 elsewhere; with Q · C · P:
+    one per (a, k), P in place k."""
+    outputs, inputs, height, width = shape
+    weight, metric = torch.randn(shape).double(), METRICS[kind](outputs, inputs * height * width)
+    second = torch.eye(inputs * height * width).double() if metric.inputs is None else metric.inputs
+    vertical = torch.randn(3, inputs, height).double()
+    features = torch.zeros(3, width, inputs, height, width).double()
+    for column in range(width):
+        features[:, column, ..., column] = vertical
+    features = features.reshape(3 * width, -1)
+    cross, gram = SpatialDecomposition(weight, metric)._normal_equations(vertical)
+    torch.testing.assert_close(cross, features @ second @ weight.flatten(1).T)
+    torch.testing.assert_close(gram, with_ridge(features @ second @ features.T, 1e-9))
+    project = torch.randn(2, inputs).double()
+    features = (
+        torch.einsum("ai,kl->akil", project, torch.eye(height * width).double()).flatten(2).flatten(0, 1)
+    )
+    through, gram = TuckerDecomposition(weight, metric)._let_through(project)
+    torch.testing.assert_close(through, features @ second)
+    torch.testing.assert_close(gram, with_ridge(features @ second @ features.T, 1e-9))
