@@ -146,7 +146,8 @@ class Moments:
     @property
     def second(self) -> Tensor:
         """E[x xᵀ], float64 [groups, d, d]."""
-        return self.products / self.count
+        products = self.products
+        return products.div_(self.count) if self._slot.filed else products / self.count
 
     @property
     def covariance(self) -> Tensor:

@@ -98,6 +98,11 @@ class Slot:
         self._filed: tuple[int, tuple[int, ...], np.dtype] | None = None
 
     @property
+    def filed(self) -> bool:
+        """It is in the file: every look reads another copy."""
+        return self._filed is not None
+
+    @property
     def value(self) -> Tensor | None:
         if self._filed is None or self._shelf is None:
             return self._held

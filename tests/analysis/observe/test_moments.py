@@ -20,7 +20,7 @@ from nncompress.analysis.observe.moments import (
     solved,
     with_ridge,
 )
-from nncompress.analysis.observe.shelf import OF_ROWS
+from nncompress.analysis.observe.shelf import OF_ROWS, Shelf, Slot
 from nncompress.ir.layers.weights import layers
 
 
@@ -216,3 +216,19 @@ def test_rows_that_wait_take_their_part_of_the_memory_of_the_moments_at_most(dty
         moments.add(torch.randn(2, 3, 64, dtype=dtype))
         held.append(sum(each.nbytes for each in moments._rows))
     assert 0 < max(held) <= 2 * 64 * 64 * 8 / OF_ROWS
+
+
+def test_a_moment_that_is_read_from_a_file_is_not_copied_once_more(monkeypatch):
+    monkeypatch.setattr(budget, "BUDGET", 0)
+    filed, read = Moments(Slot(Shelf())), []
+    filed.add(torch.randn(2, 90, 8))
+    before = filed.products
+    plain = Shelf._read
+    monkeypatch.setattr(Shelf, "_read", lambda *args: read.append(plain(*args)) or read[-1])
+    second = filed.second
+    assert second.data_ptr() in {each.data_ptr() for each in read}
+    assert torch.equal(second, before / 90)
+    assert torch.equal(filed.second, second)
+    held = seen(*torch.randn(2, 90, 8).double())
+    assert torch.equal(held.second, held.second)
+    assert torch.equal(held.products / 90, held.second)
