@@ -58,12 +58,15 @@ class _Eliminator:
 
     The errors of all units need only the blocks H⁻¹_GG and W_Gᵀ W_G, which every step brings up to date. All
     of H⁻¹ is brought up to date once per `PENDING` columns: until then the steps wait as factors, H⁻¹ − L R,
-    because one product of large matrices is several times faster than many thin ones.
+    because one product of large matrices is several times faster than many thin ones. Of W only Wᵀ W counts:
+    one of more rows than columns is replaced by its triangular factor.
     """
 
     def __init__(self, problem: Quadratic) -> None:
         self._columns = torch.from_numpy(problem.columns)  # [units, k]
         self._weight = root(problem.metric) @ problem.weight.double()
+        if len(self._weight) > self._weight.shape[1]:
+            self._weight = torch.linalg.qr(self._weight, mode="r").R
         parts = self._weight[:, self._columns]
         self._energy = torch.einsum("onk,onl->nkl", parts, parts)
         inverse = torch.cholesky_inverse(cholesky(_invertible(problem.second)))

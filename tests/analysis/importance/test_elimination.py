@@ -28,9 +28,9 @@ def error_without(q: Quadratic, x: torch.Tensor, gone: list[int]) -> float:
     return float((target - x[:, kept] @ solution).square().sum(1).mean())
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_each_step_is_the_best_one_and_its_error_is_that_of_least_squares(seed):
-    q, x = problem(seed)
+@pytest.mark.parametrize(("seed", "outputs"), [(0, 5), (1, 5), (2, 5), (3, 40)])
+def test_each_step_is_the_best_one_and_its_error_is_that_of_least_squares(seed, outputs):
+    q, x = problem(seed, outputs=outputs)
     order, errors = eliminate([q], 6)
     gone: list[int] = []
     for unit, error in zip(order, errors[1:]):
@@ -39,6 +39,12 @@ def test_each_step_is_the_best_one_and_its_error_is_that_of_least_squares(seed):
         gone.append(unit)
         # The ridge and the lifted metric are 1e-4 and 1e-3 of the mean.
         assert error == pytest.approx(others[unit], rel=0.02)
+
+
+@pytest.mark.parametrize(("outputs", "rows"), [(5, 5), (18, 18), (40, 18)])
+def test_no_more_rows_of_a_weight_are_kept_than_it_has_columns(outputs, rows):
+    q, _ = problem(4, outputs=outputs)
+    assert len(elimination._Eliminator(q)._weight) == rows
 
 
 def test_several_consumers_add_up():
