@@ -85,7 +85,7 @@ def apply(options: Grow, model: Model, context: Context) -> list[Change]:
     if not grown.added:
         context.notes.append("grow: nothing grew; a larger amount or budget is needed")
     _check_budget(budget, grown)
-    model.graph_module = grown.model.graph_module
+    model.graph_module, model.traced_form = grown.model.graph_module, grown.model.traced_form
     return _changes(grown)
 
 

@@ -64,7 +64,7 @@ def remove_dead_nodes(model: Model) -> list[Change]:
     remove_units(slim, removal)
     if not _same(model, slim, inputs):
         return [Change("dead nodes", "skipped: removing them would change the outputs", applied=False)]
-    model.graph_module = slim.graph_module
+    model.graph_module, model.traced_form = slim.graph_module, slim.traced_form
     sizes = {group.name: group.size for group in couplings.groups}
     return [
         Change(

@@ -154,7 +154,7 @@ def apply(options: PruneNodes, model: Model, context: Context) -> list[Change]:
         if left is not None and not refused:
             check_budget(options.name, unit, left, model, pruned)
     if cut:
-        model.graph_module = pruned.graph_module
+        model.graph_module, model.traced_form = pruned.graph_module, pruned.traced_form
     return changes
 
 

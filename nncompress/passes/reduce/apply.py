@@ -124,7 +124,7 @@ def apply(options: Reduce, model: Model, context: Context) -> list[Change]:
     changes += _lowered(plan, found, factored, unit)
     skipped = {**fitted.left, **left}
     changes += [Change(name, f"skipped: {why}", applied=False) for name, why in skipped.items()]
-    model.graph_module = small.graph_module
+    model.graph_module, model.traced_form = small.graph_module, small.traced_form
     return changes
 
 
