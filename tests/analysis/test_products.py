@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nncompress.analysis.observe.moments import Moments
-from nncompress.analysis.products import add_products
+from nncompress.analysis.products import add_products, add_products_about_mean
 
 FLOAT32 = torch.finfo(torch.float32).eps
 
@@ -63,3 +63,11 @@ def test_products_of_float32_are_not_made_in_float64():
         moments.add(rows)
         moments.products  # noqa: B018
     assert made == [torch.float32]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_rows_add_nothing(dtype):
+    total = torch.randn(2, 5, 5, dtype=torch.float64)
+    expected = total.clone()
+    add_products_about_mean(total, torch.zeros(2, 0, 5, dtype=dtype), torch.zeros(2, 5, dtype=torch.float64))
+    assert torch.equal(total, expected)

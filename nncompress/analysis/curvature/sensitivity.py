@@ -82,7 +82,8 @@ def with_products(total: Tensor, rows: Tensor) -> Tensor:
     if not total.dim():
         total = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    size = rows.abs().max() if rows.numel() else rows.new_zeros(())
+    least, most = torch.aminmax(rows) if rows.numel() else rows.new_zeros(2)
+    size = torch.maximum(most, -least)
     if size != 0:  # NaN, too, which is in all of it
         scaled = rows / size
         products = scaled.new_zeros(1, *total.shape)

@@ -1,8 +1,11 @@
+import math
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from nncompress.analysis.curvature.autograd import finite
 from nncompress.analysis.curvature.sensitivity import output_gradients, with_products
 from nncompress.errors import UnsupportedError
 from nncompress.ir import Model
@@ -124,3 +127,13 @@ def test_a_gradient_that_is_no_number_is_in_the_total_it_is_added_to():
     rows[1, 2] = torch.nan
     assert total.isfinite().all()
     assert not with_products(total, rows).isfinite().any()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.complex64])
+def test_a_gradient_is_finite_if_all_its_values_are_whatever_their_sum_is(value, dtype):
+    largest = torch.finfo(dtype).max
+    for gradient in (torch.full((4, 3), largest), torch.tensor([largest, largest, -largest, 1.0])):
+        assert finite(gradient.to(dtype), "here").dtype == dtype
+    with pytest.raises(UnsupportedError, match="gradient at here is not finite"):
+        finite(torch.tensor([1.0, value, -value]).to(dtype), "here")
