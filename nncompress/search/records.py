@@ -186,7 +186,7 @@ def data_key(data: Dataset | None, limit: int | None = None) -> str:
         for batch in data.batches(64, limit):
             for tensor in (*batch.inputs, *(() if batch.labels is None else (batch.labels,))):
                 digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
-                digest.update(tensor.contiguous().numpy().tobytes())
+                digest.update(raw_bytes(tensor).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

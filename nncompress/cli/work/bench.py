@@ -28,6 +28,7 @@ from nncompress.ir.graph.table_rows import most_positions
 from nncompress.progress import Progress
 from nncompress.report import bench_table
 from nncompress.results import BenchResult, BenchSuite, Phase
+from nncompress.runtimes.base import output_array
 from nncompress.runtimes.free_sizes import free_dims
 
 
@@ -254,7 +255,7 @@ def _one_call(samples: Dataset | None, wanted: int, at_least: int = 0) -> Inputs
             f"the first model takes batches of {fixed} only", got=f"--batch {size}", remedy=f"--batch {fixed}"
         )
     for each in samples.batches(fixed or size, limit=fixed or size):
-        inputs = tuple(tensor.numpy() for tensor in each.inputs)
+        inputs = tuple(output_array(tensor) for tensor in each.inputs)
         if not at_least and len(each) < size:
             raise DataError(
                 f"{samples.spec} has fewer samples than one call takes",
