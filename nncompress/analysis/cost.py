@@ -181,8 +181,6 @@ def node_macs(node: fx.Node, shapes: Shapes) -> int:
         return prod(output) * shapes.of(node.args[0])[-1] * shapes.of(node.args[1])[-1]
     if name in ("matmul", "mm", "bmm", "mv", "dot"):
         return prod(output) * shapes.of(node.args[0])[-1]
-    if name in ("_grouped_mm", "grouped_mm_fallback"):  # every row meets one expert
-        return prod(output) * shapes.of(node.args[0])[-1]
     if name in ("addmm", "baddbmm", "addbmm"):
         return prod(output) * shapes.of(node.args[1])[-1]
     if name == "scaled_dot_product_attention":

@@ -14,7 +14,7 @@
 | scatter with reduce, | what they add or multiply, by `scatter_reduce`                    |
 | index_reduce         |                                                                  |
 | cdist, p other than 2 | norms of differences                                             |
-| sort(stable=True)    | sort                                                             |
+| sort, argsort(stable=True) | sort                                                       |
 | searchsorted, bucketize | how many bounds are smaller                                      |
 | isin                 | comparisons with each                                            |
 | diagonal_scatter     | rows, each with one value written                                |
@@ -353,6 +353,7 @@ STEPS: dict[Any, Callable[..., Any]] = {
     aten.copysign.Tensor: _copysign,
     aten.copysign.Scalar: _copysign,
     aten.sort.stable: _sort,
+    aten.argsort.stable: lambda x, **how: _sort(x, **how)[1],
     aten.linalg_inv.default: _inverse,
     aten.inverse.default: _inverse,
 }

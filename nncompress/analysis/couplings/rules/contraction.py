@@ -304,20 +304,6 @@ def _grouped(
     return Value(shape, [*others, made.reshape(1, -1, *space)])
 
 
-def grouped_mm(t: Tracer, node: fx.Node, a: Arguments) -> Result:
-    """Experts: `[tokens, k] x [experts, k, n]`, each token with the expert whose range it lies in."""
-    x, w, *rest = (n for n in node.all_input_nodes)
-    for offsets in rest:
-        t.fix_all(t.value(offsets), "used as offsets")
-    data, weight = t.value(x), t.value(w)
-    if (len(data.shape), len(weight.shape)) != (2, 3):
-        return t.unknown(node)
-    data = Value(data.shape, t.labels.fix(data.factors, [0], "sorted by expert"))
-    weight = Value(weight.shape, t.labels.fix(weight.factors, [0], "chosen by offset"))
-    t.contraction(node, w, outputs=[2], inputs=[1])
-    return contract(t, [(data, ["t", "k"]), (weight, ["e", "k", "n"])], ["t", "n"], t.shape(node))
-
-
 def bilinear(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     x, y, w = t.value(a["input1"]), t.value(a["input2"]), t.value(a["weight"])
     lead = [f"b{i}" for i in range(len(x.shape) - 1)]

@@ -66,7 +66,6 @@ _TABLE: list[tuple[Rule, str]] = [
     (c.attention, "scaled_dot_product_attention"),
     (c.convolution, "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution"),
     (c.bilinear, "bilinear"),
-    (c.grouped_mm, "_grouped_mm grouped_mm_fallback"),
     (c.embedding, "embedding"),
     (r.recurrent_cell, "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"),
     (r.recurrent, "lstm gru rnn_tanh rnn_relu"),

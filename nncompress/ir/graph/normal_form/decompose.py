@@ -22,6 +22,7 @@ from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from nncompress.ir.graph.normal_form.masked_writes import write_where
+from nncompress.ir.graph.ops import op_name
 from nncompress.ir.torch_logs import unlogged
 
 aten = torch.ops.aten
@@ -47,6 +48,10 @@ _MOVEMENT = """
 """
 WHOLE = frozenset((_LAYERS + _VALUES + _MOVEMENT).split())
 
+# Rows by the matrix in whose range they lie: torch's own trusts its ends and wants aligned widths, which a
+# pruned model has not; the other is of the package `transformers`, and unknown where that is missing.
+_OF_EXPERTS = ("_grouped_mm", "grouped_mm_fallback")
+
 _RRELU = (aten.rrelu.default, aten.rrelu_with_noise.default)
 
 # A view that is legal for the memory layout of the example need not be legal for another one.
@@ -60,6 +65,8 @@ def decompose_composites(graph: fx.Graph) -> None:
             _fix_slope(node)
         elif is_composite(node.target):
             take_apart(graph, node)
+        elif op_name(node) in _OF_EXPERTS and _chooses_matrices(node):
+            take_apart(graph, node, by=_of_experts)
         elif node.target in (aten.index_put.default, aten.masked_scatter.default):
             write_where(node)
 
@@ -71,6 +78,28 @@ def _fix_slope(node: fx.Node) -> None:
     if not given.get("training", False):
         slope = (given.get("lower", 1 / 8) + given.get("upper", 1 / 3)) / 2
         node.target, node.args, node.kwargs = aten.leaky_relu.default, (node.args[0], slope), {}
+
+
+def _chooses_matrices(node: fx.Node) -> bool:
+    """Rows [S, K] and matrices [experts, K, N]; of other ranks, which the op takes, no network is."""
+    given = [operand.meta.get("val") for operand in node.args[:2] if isinstance(operand, fx.Node)]
+    return [each.dim() if isinstance(each, Tensor) else 0 for each in given] == [2, 3]
+
+
+def _of_experts(
+    rows: Tensor,
+    weight: Tensor,
+    offs: Tensor,
+    bias: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """[S, N] of rows [S, K] and weights [experts, K, N]; rows before offs[0] are the first expert's."""
+    places = offs.new_ones(rows.shape[0]).cumsum(0, dtype=offs.dtype)  # from 1 on
+    expert = torch.bucketize(places, offs)
+    product = torch.bmm(rows.unsqueeze(1), weight[expert]).squeeze(1)
+    if bias is not None:
+        product = product + bias
+    return product if out_dtype is None else product.to(out_dtype)
 
 
 def is_composite(target: Any) -> bool:

@@ -144,7 +144,12 @@ def test_the_greatest_common_divisor_with_the_least_number_has_the_sign_that_tor
 def test_a_stable_sort_keeps_the_order_of_equal_ones(tmp_path) -> None:
     class Sorted(nn.Module):
         def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-            return *torch.sort(x, stable=True), *torch.sort(x, dim=0, stable=True, descending=True)
+            sorted_twice = *torch.sort(x, stable=True), *torch.sort(x, dim=0, stable=True, descending=True)
+            return (
+                *sorted_twice,
+                x.argsort(dim=0, stable=True),
+                torch.argsort(x, descending=True, stable=True),
+            )
 
     x = torch.randint(0, 3, (4, 50))
     write_onnx(Model.from_module(Sorted().eval(), (x,)), tmp_path / "m.onnx")
