@@ -15,6 +15,7 @@ from nncompress.ir import Model
 from nncompress.ir.formats.deflate import encode
 from nncompress.ir.formats.packed import smallest
 from nncompress.ir.graph.ops import RECURRENT
+from nncompress.ir.layers.other_products import stacks_left
 from nncompress.ir.layers.recurrent import excluded, with_recurrent_matrices
 from nncompress.ir.layers.weights import Layer
 from nncompress.passes.base import Change, Context, need_data
@@ -83,6 +84,7 @@ def apply(options: Cluster, model: Model, context: Context) -> list[Change]:
             "that saves the disk: runtimes make floats of them when they open the file, where quantize saves "
             "memory and time, too"
         )
+    context.notes.extend(stacks_left(model))
     return changes
 
 

@@ -17,7 +17,7 @@ from nncompress.errors import ModelFileError, UnsupportedError, UsageError, Veri
 from nncompress.ir import Model
 from nncompress.ir.edit.recurrent.inputs import inputs_as_layers
 from nncompress.ir.graph.shapes import Shapes
-from nncompress.ir.layers.other_products import AS_LAYER, other_products
+from nncompress.ir.layers.other_products import AS_LAYER, other_products, stacks_left
 from nncompress.ir.layers.recurrent import recurrent_layers, with_recurrent_matrices
 from nncompress.ir.layers.weights import layers
 from nncompress.options import LossWeights, shares_of
@@ -71,6 +71,7 @@ def apply(options: Factorize, model: Model, context: Context) -> list[Change]:
         elif options.ratio is not None:
             ratios = {target.name: options.ratio for target in targets}
         rule = RankRule(ratios=ratios, **options.asked)
+        context.notes.extend(stacks_left(model))
         if not targets and all(layer.weight.quantized for layer in layers(model)):
             context.notes.append(
                 "factorize left the model as it was: all its weights are quantized already, and factors are "

@@ -15,7 +15,7 @@ from nncompress.analysis.rounding.sparsegpt import largest, pruned
 from nncompress.errors import ModelFileError, UsageError, VerificationError
 from nncompress.ir import Model
 from nncompress.ir.graph.ops import RECURRENT
-from nncompress.ir.layers.other_products import AS_LAYER, other_products
+from nncompress.ir.layers.other_products import AS_LAYER, other_products, stacks_left
 from nncompress.ir.layers.recurrent import excluded, with_recurrent_matrices
 from nncompress.ir.layers.weights import Layer
 from nncompress.passes.base import Change, Context
@@ -67,6 +67,7 @@ def apply(options: Prune, model: Model, context: Context) -> list[Change]:
         context.warn(too_few(options.name, seen.rows))
     if options.remove_dead:
         changes += remove_dead_nodes(model)
+    context.notes.extend(stacks_left(model))
     return changes
 
 

@@ -26,7 +26,7 @@ from nncompress.ir.formats.precision import MAKE_FLOAT32, computed_in_float32, c
 from nncompress.ir.formats.qdq import is_dequantized
 from nncompress.ir.formats.samples import said_of, with_samples, without_samples
 from nncompress.ir.graph.places import layer_name, place
-from nncompress.ir.layers.other_products import AS_LAYER, other_products
+from nncompress.ir.layers.other_products import AS_LAYER, other_products, stacks_left
 from nncompress.ir.layers.recurrent import recurrent_layers
 from nncompress.ir.layers.weights import Layer, Weight, layers
 from nncompress.passes.base import Change, Context, Pass, need_data
@@ -138,6 +138,7 @@ def apply(options: Quantize, model: Model, context: Context) -> list[Change]:
     prepare(model, include_head=options.include_head)
     if options.mode == "float16":
         return _halve(model)
+    context.notes.extend(stacks_left(model))
     integers = for_the_kernel(options.mode, context.target, options.weight_bits)
     if integers:
         one_layer_each(model, options.keep)

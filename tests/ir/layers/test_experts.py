@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import nncompress
+from nncompress import as_passes, pipeline
 from nncompress.analysis.couplings import find_couplings, prove, remove_units
 from nncompress.exporting import write_pt2
 from nncompress.exporting.write.onnx import write_onnx
 from nncompress.ir import Model
 from nncompress.loading import load_model
+from nncompress.passes import Context
 from nncompress.runtimes import open_artifact
 
 EXPERTS, CHOSEN, WIDTH, INNER = 4, 2, 8, 16
@@ -101,3 +104,13 @@ def test_they_are_opened_pruned_to_any_width_written_and_run(tmp_path) -> None:
     torch.testing.assert_close(load_model(tmp_path / "m.pt2")(x), expected)
     found = torch.from_numpy(open_artifact(tmp_path / "m.onnx").run(x)[0])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "spec", ["prune:sparsity=0.5", "cluster:codebook=4", "quantize:mode=weights", "factorize:rank=2"]
+)
+def test_that_layers_alone_are_changed_is_said_of_them(spec) -> None:
+    smaller, (step,) = pipeline.run(opened(registered)[0], as_passes(spec), Context())
+    told = "96% of the parameters are stacks of matrices, no layers, and stay as they are: up, down"
+    assert told in step.notes
+    assert tuple(smaller.tensor("up").shape) == (EXPERTS, 2 * INNER, WIDTH)
