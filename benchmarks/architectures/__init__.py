@@ -162,8 +162,8 @@ def everything(*, own: bool = False) -> dict[str, Architecture]:
     if own:
         return dict(ARCHITECTURES)
     try:
-        from benchmarks.architectures.huggingface import ARCHITECTURES as MORE
+        from benchmarks.architectures import huggingface, more_huggingface
     except ImportError:
         print("without `transformers`: our own definitions only", file=sys.stderr)
         return dict(ARCHITECTURES)
-    return ARCHITECTURES | MORE
+    return ARCHITECTURES | huggingface.ARCHITECTURES | more_huggingface.ARCHITECTURES
