@@ -171,6 +171,10 @@ def _opened(path: Path) -> onnx.ModelProto:
     try:
         check_functions(path)
         proto = onnx.load(path, load_external_data=False)
+        if not all(
+            isinstance(each, str) for entry in proto.metadata_props for each in (entry.key, entry.value)
+        ):
+            raise ValueError("its metadata is no UTF-8 text")
         return inline_local_functions(proto) if proto.functions else proto
     except NNCompressError:
         raise
