@@ -299,6 +299,11 @@ def _remedy(path: Path, key: str, unexpected: Sequence[str], wanted: tuple[str, 
             "these are adapters (LoRA), and nothing here says how they scale: save the network with them "
             "merged: model = model.merge_and_unload(); torch.save(model.state_dict(), 'merged.pt')"
         )
+    if any(".parametrizations." in f".{name}" for name in unexpected):
+        return (
+            "let the factory register what computes these (torch.nn.utils.parametrize) as the training did, "
+            "or save without it: torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') first"
+        )
     remedy = "check that the factory builds the model that was trained, with the same options"
     below = [(first, rest) for first, dot, rest in (name.partition(".") for name in unexpected) if dot]
     fits = Counter(first for first, rest in below if rest.endswith(wanted))

@@ -344,3 +344,22 @@ def test_adapters_are_to_be_merged_not_left_out(names, tmp_path):
     with pytest.raises(ModelFileError, match="merge_and_unload") as refused:
         fill(nn.Sequential(nn.Linear(4, 3)), weights, tmp_path / "c.pt", "net.py:build")
     assert "--no-strict" not in str(refused.value)
+
+
+def test_what_computes_a_weight_is_to_be_registered_or_left_out_when_saving(tmp_path):
+    def orthogonal() -> nn.Module:
+        return nn.Sequential(nn.utils.parametrizations.orthogonal(nn.Linear(4, 4)))
+
+    trained = orthogonal()
+    with pytest.raises(
+        ModelFileError, match=r"register what computes these(.|\n)*remove_parametriz"
+    ) as refused:
+        fill(nn.Sequential(nn.Linear(4, 4)), trained.state_dict(), tmp_path / "c.pt", "net.py:build")
+    assert "--no-strict" not in str(refused.value)
+    net = orthogonal()  # as that says
+    fill(net, trained.state_dict(), tmp_path / "c.pt", "net.py:build")
+    assert torch.equal(net[0].weight, trained[0].weight)
+    nn.utils.parametrize.remove_parametrizations(trained[0], "weight")
+    net = nn.Sequential(nn.Linear(4, 4))
+    fill(net, trained.state_dict(), tmp_path / "c.pt", "net.py:build")
+    assert torch.equal(net[0].weight, trained[0].weight)
