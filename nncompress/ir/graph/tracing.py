@@ -65,6 +65,8 @@ def trace(
             remedy = "let forward() compute with tensors themselves, not with their .data"
         elif "not a known type" in str(error):
             remedy = "let forward() return tensors, or tuples, lists, dicts or dataclasses of them"
+        elif "Unsupported dtype" in reason or "not implemented for '" in reason:
+            remedy = "torch has no kernel for this dtype of one of its ops: use float32, or convert there"
         elif _runs_packed(error):
             remedy = (
                 "run recurrent layers on padded sequences, without pack_padded_sequence, and pick what they "

@@ -184,3 +184,14 @@ def test_a_batch_that_becomes_fixed_is_told_with_the_reason():
     with pytest.warns(UserWarning, match="the batch is fixed .* batch as dynamic"):
         model = Model.from_module(OneLength(True).eval(), (torch.randn(2, 6, 4),))
     assert model.fixed_batch == 2
+
+
+def test_a_dtype_that_an_op_has_no_kernel_for_is_said_to_be_that() -> None:
+    class Spectrum(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.fft.rfft(x).abs()
+
+    with pytest.raises(UnsupportedError, match="Half") as refused:
+        Model.from_module(Spectrum(), (torch.randn(2, 8, dtype=torch.float16),))
+    assert "use float32" in refused.value.remedy
+    Model.from_module(Spectrum(), (torch.randn(2, 8),))
