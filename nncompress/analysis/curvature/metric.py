@@ -27,7 +27,7 @@ class Metric:
 
     inputs: Tensor | None = None
     outputs: Tensor | None = None
-    _known: list[tuple[Tensor, Tensor]] = field(default_factory=list, repr=False, compare=False)
+    _known: list[tuple[Tensor, Tensor]] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def energy(self, delta: Tensor) -> float:
         """The cost of an error [out, in]; of the matrix itself, what there is to lose."""

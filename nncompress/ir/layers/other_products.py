@@ -9,11 +9,11 @@ from torch import fx
 
 from nncompress.ir.graph.model import Model
 from nncompress.ir.graph.ops import PRODUCTS, op_name
-from nncompress.ir.layers.weights import argument, roles_of, weight_at
+from nncompress.ir.layers.weights import argument, layers, roles_of, weight_at
 
 _VIEWS = ["transpose", "permute", "expand", "reshape", "unsqueeze", "squeeze", "select", "alias"]
 _MOVED = frozenset([*_VIEWS, "index", "index_select", "to"])
-WORTH_SAYING = 0.05  # of all parameters
+WORTH_SAYING = 0.05  # of all stored numbers
 AS_LAYER = "forward() can say W @ x as torch.nn.functional.linear(x.mT, W).mT, which is a layer"
 
 
@@ -41,7 +41,9 @@ def other_products(model: Model) -> str:
 
 def stacks_left(model: Model) -> list[str]:
     """A line on stacks of matrices, of which rows choose theirs (experts) or every head has one, where a part
-    of the parameters worth saying is in them: passes that take layers leave them as they are."""
+    of the stored numbers worth saying is in them: passes that take layers leave them as they are."""
+    taken = {layer.weight.name for layer in layers(model)}
+    stored = {str(node.target) for node in model.graph.nodes if node.op == "get_attr"}
     sizes: dict[str, int] = {}
     for node in model.graph.nodes:
         if op_name(node) not in PRODUCTS | {"bmm", "einsum"}:
@@ -49,14 +51,16 @@ def stacks_left(model: Model) -> list[str]:
         for each in node.all_input_nodes:
             while each.op == "call_function" and op_name(each) in _MOVED:
                 each = each.all_input_nodes[0]
-            if each.op == "get_attr":
+            if each.op == "get_attr" and each.target not in taken:
                 tensor = model.tensor(str(each.target))
                 if tensor.dim() > 2 and tensor.is_floating_point():
                     sizes[str(each.target)] = tensor.numel()
-    everything = sum(parameter.numel() for parameter in model.graph_module.parameters())
-    if sum(sizes.values()) < WORTH_SAYING * everything:
+    everything = sum(model.tensor(name).numel() for name in stored)
+    if not sizes or sum(sizes.values()) < WORTH_SAYING * everything:
         return []
     names = sorted(sizes, key=lambda name: -sizes[name])
     some = ", ".join(names[:3]) + (", …" if names[3:] else "")
     share = sum(sizes.values()) / everything
-    return [f"{share:.0%} of the parameters are stacks of matrices, no layers, and stay as they are: {some}"]
+    return [
+        f"{share:.0%} of the stored numbers are stacks of matrices, no layers, and stay as they are: {some}"
+    ]

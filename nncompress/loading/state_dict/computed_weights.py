@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 _PARAMETRIZED = "parametrizations."
 
 
-def computed(weights: Mapping[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:
+def computed(
+    weights: Mapping[str, Tensor], wanted: Collection[str], transposed: Collection[str] = ()
+) -> dict[str, Tensor]:
     """`weights` with those computed that the architecture stores as one tensor; what does not fit together
     keeps its names.
 
@@ -18,6 +21,9 @@ def computed(weights: Mapping[str, Tensor], wanted: Collection[str]) -> dict[str
     weight_orig, _u, _v  or  parametrizations.weight.original, .0._u, .0._v  weight = orig / (uᵀ W v)
 
     In the last, W is orig as a matrix, whose rows are the channels along one dim.
+
+    Args:
+        transposed: weights of transposed convolutions, whose channels lie along the second dim.
     """
     plain = dict(weights)
 
@@ -35,16 +41,24 @@ def computed(weights: Mapping[str, Tensor], wanted: Collection[str]) -> dict[str
             replace((name, f"{base}_mask"), base, plain[name] * plain[f"{base}_mask"])
         elif base != name and {f"{base}_u", f"{base}_v"} <= plain.keys():
             names = name, f"{base}_u", f"{base}_v"
-            replace(names, base, _spectral(*(plain[each] for each in names)))
+            replace(names, base, _spectral(*(plain[each] for each in names), int(base in transposed)))
         elif name.endswith(".original") and {f"{name[:-9]}.0._u", f"{name[:-9]}.0._v"} <= plain.keys():
             names = name, f"{name[:-9]}.0._u", f"{name[:-9]}.0._v"
-            replace(names, _unwrapped(name[:-9]), _spectral(*(plain[each] for each in names)))
+            base = _unwrapped(name[:-9])
+            replace(names, base, _spectral(*(plain[each] for each in names), int(base in transposed)))
         elif name.endswith("_g") and f"{name[:-2]}_v" in plain:
             replace((name, f"{name[:-2]}_v"), name[:-2], _normed(plain[name], plain[f"{name[:-2]}_v"]))
         elif name.endswith(".original0") and f"{name[:-1]}1" in plain:
             base = _unwrapped(name.removesuffix(".original0"))
             replace((name, f"{name[:-1]}1"), base, _normed(plain[name], plain[f"{name[:-1]}1"]))
     return plain
+
+
+def transposed_weights(module: nn.Module) -> set[str]:
+    """Names of the weights of its transposed convolutions."""
+    kinds = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
+    convolutions = (name for name, layer in module.named_modules() if isinstance(layer, kinds))
+    return {f"{name}.weight".removeprefix(".") for name in convolutions}
 
 
 def _unwrapped(name: str) -> str:
@@ -62,15 +76,21 @@ def _normed(g: Tensor, v: Tensor) -> Tensor | None:
     return g * v / v.norm(2, dims, keepdim=True)
 
 
-def _spectral(original: Tensor, u: Tensor, v: Tensor) -> Tensor | None:
-    """The dim of the channels is in no file: where several have the sizes of u and v, it is the one in which
-    they are singular vectors, as of all others they make less."""
+def _spectral(original: Tensor, u: Tensor, v: Tensor, usual: int) -> Tensor | None:
+    """The dim of the channels is in no file: where several have the sizes of u and v, it is the usual one of
+    the layer, unless u and v are about the singular vectors along another, and far from these along that."""
     if u.dim() != 1 or v.dim() != 1:
         return None
-    matrices = [
-        original.movedim(dim, 0).reshape(len(u), len(v))
+    matrices = {
+        dim: original.movedim(dim, 0).reshape(len(u), len(v))
         for dim in range(original.dim())
         if original.shape[dim] == len(u) and original.numel() == len(u) * len(v)
-    ]
-    found = [u.to(each.dtype) @ each @ v.to(each.dtype) for each in matrices]
-    return original / max(found, key=abs) if found else None
+    }
+    found = {dim: u.to(each.dtype) @ each @ v.to(each.dtype) for dim, each in matrices.items()}
+    if len(found) < 2:
+        return original / next(iter(found.values())) if found else None
+    norms = {dim: torch.linalg.matrix_norm(each.float(), 2) for dim, each in matrices.items()}
+    parts = {dim: float(found[dim].abs() / norms[dim]) for dim in found}  # of the largest singular value
+    best = max(parts, key=lambda dim: parts[dim])
+    sure = usual not in found or (parts[best] > 0.5 and parts[best] > 2 * parts[usual])
+    return original / found[best if sure else usual]

@@ -18,7 +18,7 @@ from nncompress.dtypes import dtype_name
 from nncompress.errors import ModelFileError
 from nncompress.ir.graph.tracing import original_name
 from nncompress.loading.json_schema import Rejected
-from nncompress.loading.state_dict.computed_weights import computed
+from nncompress.loading.state_dict.computed_weights import computed, transposed_weights
 from nncompress.loading.state_dict.packed_tensors import restore_tensors
 from nncompress.loading.state_dict.shards import open_checkpoint
 
@@ -116,7 +116,7 @@ def fill(
     check_plain(weights, path)
     wanted = module.state_dict(keep_vars=True)
     weights = {original_name(name, wanted): tensor for name, tensor in weights.items()}
-    named, weights = weights, _without_prefix(weights, wanted)
+    named, weights = weights, _without_prefix(weights, wanted, transposed_weights(module))
     given = {id(wanted[name]) for name in weights if name in wanted}
     missing = [
         name
@@ -143,6 +143,8 @@ def fill(
             expected=f"{len(wanted)} tensors, as the architecture names them",
             remedy=how_to_open(passes)
             if passes
+            else "build it without tying them; or --no-strict, which takes the last of them"
+            if torn and not (missing or unexpected)
             else _remedy(
                 path,
                 key,
@@ -282,8 +284,10 @@ def _torn(weights: Mapping[str, Tensor], wanted: Mapping[str, Any]) -> list[str]
         other = first.setdefault(id(wanted[name]), name)
         if other == name:
             continue
+        both = weights[other], weights[name]
+        coarser = min((each.dtype for each in both), key=lambda dtype: dtype.itemsize)  # both are of it
         exact = torch.complex128 if wanted[name].is_complex() else torch.float64
-        one, two = (weights[each].to(exact) for each in (other, name))
+        one, two = (each.to(coarser).to(exact) for each in both)
         if not ((one == two) | (one.isnan() & two.isnan())).all():
             pairs.append(f"{other} and {name}")
     return pairs
@@ -324,15 +328,17 @@ def how_to_open(passes: Sequence[str]) -> str:
     )
 
 
-def _without_prefix(weights: Mapping[str, Tensor], wanted: Mapping[str, Any]) -> dict[str, Tensor]:
+def _without_prefix(
+    weights: Mapping[str, Tensor], wanted: Mapping[str, Any], transposed: Collection[str]
+) -> dict[str, Tensor]:
     """`weights` as the architecture names them, less the prefix that wrappers put before all their names.
 
     What a wrapper counts (`n_averaged` of torch.optim.swa_utils.AveragedModel) goes with its prefix.
     """
-    best = computed(weights, wanted)
+    best = computed(weights, wanted, transposed)
     bare = {".".join(p for p in name.split(".") if p not in _WRAPPED): t for name, t in weights.items()}
     stripped = bare if len(bare) == len(weights) else dict(weights)
-    plain = computed(stripped, wanted)
+    plain = computed(stripped, wanted, transposed)
     if len(plain.keys() & wanted.keys()) > len(best.keys() & wanted.keys()):
         best = plain
     while prefix := next((p for p in _PREFIXES if any(n.startswith(p) for n in stripped)), None):
@@ -342,7 +348,7 @@ def _without_prefix(weights: Mapping[str, Tensor], wanted: Mapping[str, Any]) ->
         stripped = {
             name.removeprefix(prefix): tensor for name, tensor in stripped.items() if name not in others
         }
-        plain = computed(stripped, wanted)
+        plain = computed(stripped, wanted, transposed)
         if len(plain.keys() & wanted.keys()) > len(best.keys() & wanted.keys()):
             best = plain
     return best

@@ -89,22 +89,21 @@ class Remembered:
         return rows
 
     def _alone(self, batch: Batch, found: Tensor, ask: Answers) -> bool:
-        """Whether samples lie along the first dim of the inputs and of the answer, and each half of them is
-        answered as it was among all: not by what else is in the batch, before or behind it, and not by
-        chance."""
+        """Whether samples lie along the first dim of the inputs and of the answer, and each half of them,
+        drawn at random, is answered as it was among all: not by what else is in the batch, before, behind or
+        beside it, and not by chance."""
         if batch.dims or found.dim() == 0 or len(found) != len(batch):
             return False
         half = max(len(batch) // 2, self._dataset.least_batch)
         if self._dataset.fixed_batch or half >= len(batch):
             return False
-        return all(
-            self._alike(batch.part(part), found[part], ask)
-            for part in (slice(len(batch) - half, None), slice(0, half))
-        )
+        order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(0))
+        return all(self._alike(batch, found, part, ask) for part in (order[:half], order[-half:]))
 
-    def _alike(self, batch: Batch, found: Tensor, ask: Answers) -> bool:
-        again = ask(tuple(channels_last(x.to(self._device)) for x in batch.inputs))[0]
-        return again.shape == found.shape and _close(again.float(), found.float())
+    def _alike(self, batch: Batch, found: Tensor, part: Tensor, ask: Answers) -> bool:
+        again = ask(tuple(channels_last(x[part].to(self._device)) for x in batch.inputs))[0]
+        wanted = found[part.to(found.device)]
+        return again.shape == wanted.shape and _close(again.float(), wanted.float())
 
 
 def _close(answers: Tensor, others: Tensor) -> bool:

@@ -12,6 +12,7 @@ from nncompress.analysis.couplings import find_couplings, prove, remove_units
 from nncompress.exporting import write_pt2
 from nncompress.exporting.write.onnx import write_onnx
 from nncompress.ir import Model
+from nncompress.ir.layers.other_products import stacks_left
 from nncompress.loading import load_model
 from nncompress.passes import Context
 from nncompress.runtimes import open_artifact
@@ -48,11 +49,11 @@ def of_torch(rows: Tensor, weight: Tensor, offs: Tensor) -> Tensor:
 class Experts(nn.Module):
     """As `transformers` writes them: rows are sorted by their expert, multiplied, and put back."""
 
-    def __init__(self, grouped) -> None:
+    def __init__(self, grouped, experts: int = EXPERTS) -> None:
         super().__init__()
-        self.grouped, self.gate = grouped, nn.Linear(WIDTH, EXPERTS)
-        self.up = nn.Parameter(torch.randn(EXPERTS, 2 * INNER, WIDTH) / 3)
-        self.down = nn.Parameter(torch.randn(EXPERTS, WIDTH, INNER) / 3)
+        self.grouped, self.gate = grouped, nn.Linear(WIDTH, experts)
+        self.up = nn.Parameter(torch.randn(experts, 2 * INNER, WIDTH) / 3)
+        self.down = nn.Parameter(torch.randn(experts, WIDTH, INNER) / 3)
         self.last = nn.Linear(WIDTH, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,7 +61,8 @@ class Experts(nn.Module):
         weights, chosen = self.gate(tokens).softmax(-1).topk(CHOSEN, -1)
         order = chosen.flatten().argsort(stable=True)
         rows = tokens[order // CHOSEN]
-        counts = torch.histc(chosen.flatten()[order].float(), EXPERTS, 0, EXPERTS - 1)
+        experts = len(self.up)
+        counts = torch.histc(chosen.flatten()[order].float(), experts, 0, experts - 1)
         offs = counts.cumsum(0).to(torch.int32)
         first, second = self.grouped(rows, self.up.mT, offs).chunk(2, -1)
         rows = self.grouped(nn.functional.silu(first) * second, self.down.mT, offs)
@@ -68,10 +70,10 @@ class Experts(nn.Module):
         return self.last(rows.sum(1)).reshape(*x.shape[:2], -1)
 
 
-def opened(grouped) -> tuple[Model, Tensor, Tensor]:
+def opened(grouped, experts: int = EXPERTS) -> tuple[Model, Tensor, Tensor]:
     """A model, what it is given, and what the network makes of that."""
     torch.manual_seed(0)
-    net = Experts(grouped).eval()
+    net = Experts(grouped, experts).eval()
     model = nncompress.load(net, input="1x5x8")
     assert not [node for node in model.graph.nodes if "grouped" in str(node.target)]
     x = torch.randn(3, 5, WIDTH)
@@ -84,8 +86,9 @@ def test_what_torch_multiplies_in_16_bits_is_the_same() -> None:
     torch.testing.assert_close(model(x), expected, rtol=0.02, atol=0.02)
 
 
-def test_they_are_opened_pruned_to_any_width_written_and_run(tmp_path) -> None:
-    model, x, expected = opened(registered)
+@pytest.mark.parametrize("experts", [EXPERTS, 20])  # few multiply every row, of many each row picks its own
+def test_they_are_opened_pruned_to_any_width_written_and_run(experts, tmp_path) -> None:
+    model, x, expected = opened(registered, experts)
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
 
     couplings = find_couplings(model)
@@ -95,7 +98,7 @@ def test_they_are_opened_pruned_to_any_width_written_and_run(tmp_path) -> None:
     remove_units(pruned, removal)
     proof = prove(couplings, removal, pruned)
     assert proof.error < 1e-5 < 1e-3 < proof.effect
-    assert tuple(pruned.tensor("down").shape) == (EXPERTS, WIDTH, 11)
+    assert tuple(pruned.tensor("down").shape) == (experts, WIDTH, 11)
 
     write_pt2(pruned, tmp_path / "m.pt2")
     write_onnx(pruned, tmp_path / "m.onnx")
@@ -111,6 +114,48 @@ def test_they_are_opened_pruned_to_any_width_written_and_run(tmp_path) -> None:
 )
 def test_that_layers_alone_are_changed_is_said_of_them(spec) -> None:
     smaller, (step,) = pipeline.run(opened(registered)[0], as_passes(spec), Context())
-    told = "96% of the parameters are stacks of matrices, no layers, and stay as they are: up, down"
+    told = "96% of the stored numbers are stacks of matrices, no layers, and stay as they are: up, down"
     assert told in step.notes
     assert tuple(smaller.tensor("up").shape) == (EXPERTS, 2 * INNER, WIDTH)
+
+
+@pytest.mark.parametrize("experts", [EXPERTS, 20])
+def test_rows_of_no_expert_are_nothing(experts) -> None:
+    class Some(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(experts, WIDTH, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            offs = torch.arange(1, experts + 1, dtype=torch.int32) // 4
+            return registered(x.reshape(-1, WIDTH), self.weight, offs).reshape(*x.shape[:2], 3)
+
+    net, x = Some().eval(), torch.randn(2, 15, WIDTH)
+    with torch.no_grad():
+        torch.testing.assert_close(Model.from_module(net, (x,))(x), net(x))
+
+
+def test_stacks_that_a_pass_takes_or_that_are_little_of_the_model_are_not_told() -> None:
+    class Stack(nn.Module):
+        """A product that passes take for a layer, and one that is no parameter."""
+
+        def __init__(self, wide: int) -> None:
+            super().__init__()
+            self.stack = nn.Parameter(torch.randn(1, 8, 8))
+            self.register_buffer("kept", torch.randn(2, 8, 8))
+            self.layer = nn.Linear(8, wide, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            its = self.kept[(x[:, 0] > 0).long()]
+            return self.layer((x[None] @ self.stack)[0]) + torch.bmm(x[:, None], its).sum(2)
+
+    told = {wide: stacks_left(Model.from_module(Stack(wide), (torch.randn(2, 8),))) for wide in (8, 500)}
+    assert [line.split(" stacks")[0] for line in told[8]] == ["50% of the stored numbers are"]
+    assert told[8][0].endswith(": kept")
+    assert told[500] == []
+    bare = pipeline.run(
+        Model.from_module(nn.Linear(4, 3, bias=False), (torch.randn(2, 4),)),
+        as_passes("quantize:mode=weights"),
+        Context(),
+    )[0]
+    assert stacks_left(bare) == []  # nothing is a parameter

@@ -363,3 +363,27 @@ def test_what_computes_a_weight_is_to_be_registered_or_left_out_when_saving(tmp_
     net = nn.Sequential(nn.Linear(4, 4))
     fill(net, trained.state_dict(), tmp_path / "c.pt", "net.py:build")
     assert torch.equal(net[0].weight, trained[0].weight)
+
+
+@pytest.mark.parametrize("wrap", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
+@pytest.mark.parametrize("make", [lambda: nn.Linear(8, 8), lambda: nn.ConvTranspose1d(6, 6, 6)])
+def test_a_spectral_norm_whose_vectors_are_none_yet_is_along_the_usual_dim(make, wrap, tmp_path):
+    """Of weights whose sizes fit along several dims, and that no training has seen, or that moved since."""
+    for seed in range(10):
+        torch.manual_seed(seed)
+        source = wrap(make()).eval()
+        x = torch.randn(2, 8) if isinstance(source, nn.Linear) else torch.randn(2, 6, 9)
+        with torch.no_grad():
+            if seed > 4:
+                original = next(each for name, each in source.named_parameters() if "orig" in name)
+                original.add_(torch.randn_like(original) / 10)
+            expected = source(x)
+            net = nn.Sequential(make())
+            fill(net, nn.Sequential(source).state_dict(), tmp_path / "c.pt", "net.py:build")
+            torch.testing.assert_close(net[0](x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_one_tensor_in_two_precisions_is_one_tensor(tmp_path):
+    weights = {name: value.clone() for name, value in Tied().state_dict().items()}
+    weights["table.weight"] = weights["table.weight"].half()
+    fill(Tied(), weights, tmp_path / "c.pt", "net.py:build")
