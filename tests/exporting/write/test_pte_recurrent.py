@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from nncompress import extras
+from nncompress import as_passes, extras, pipeline
 from nncompress.exporting import write
 from nncompress.exporting.lower.xnnpack.rewrite import lower_xnnpack
 from nncompress.ir import Model
 from nncompress.ir.graph.ops import RECURRENT, op_name
+from nncompress.passes import Context
 from nncompress.runtimes import open_artifact
 
 
@@ -66,3 +67,20 @@ def test_gated_units_run_at_every_batch(tmp_path):
     for batch in (1, 3, 40):
         x = torch.randn(batch, 2, 4)
         np.testing.assert_allclose(runner.run(x)[0], net(x).detach().numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_layer_that_is_called_twice_and_rounded_when_it_runs():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.LSTM(4, 5, batch_first=True)
+
+        def forward(self, x):
+            return self.layer(x)[0] + self.layer(x.flip(1))[0]
+
+    torch.manual_seed(0)
+    model = Model.from_module(Twice().eval(), (torch.randn(2, 6, 4),))
+    model, _ = pipeline.run(model, as_passes("quantize:mode=dynamic"), Context())
+    x = torch.randn(3, 6, 4)
+    lowered = lower_xnnpack(model)  # which does not round what a layer reads
+    torch.testing.assert_close(lowered(x), model(x), rtol=0, atol=0.02)

@@ -109,7 +109,7 @@ def _untie_kinds(model: Model) -> None:
 def _compute_in_floats(model: Model, layer: RecurrentLayer) -> None:
     """A recurrent layer has no integer kernel, nor one for weights that are dequantized when it runs."""
     for weight in layer.matrices:
-        if weight.quantized:
+        if weight.quantized and weight.source.users:  # none: another call of the layer came first
             name = edit.add_tensor(model, f"{weight.name}_float", weight.value(), trainable=False)
             edit.replace_node(weight.source, edit.read_tensor(model, name, weight.source))
     pair = layer.data
