@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -41,11 +41,11 @@ def computed(
             replace((name, f"{base}_mask"), base, plain[name] * plain[f"{base}_mask"])
         elif base != name and {f"{base}_u", f"{base}_v"} <= plain.keys():
             names = name, f"{base}_u", f"{base}_v"
-            replace(names, base, _spectral(*(plain[each] for each in names), int(base in transposed)))
+            replace(names, base, _spectral(plain, names, int(base in transposed)))
         elif name.endswith(".original") and {f"{name[:-9]}.0._u", f"{name[:-9]}.0._v"} <= plain.keys():
             names = name, f"{name[:-9]}.0._u", f"{name[:-9]}.0._v"
             base = _unwrapped(name[:-9])
-            replace(names, base, _spectral(*(plain[each] for each in names), int(base in transposed)))
+            replace(names, base, _spectral(plain, names, int(base in transposed)))
         elif name.endswith("_g") and f"{name[:-2]}_v" in plain:
             replace((name, f"{name[:-2]}_v"), name[:-2], _normed(plain[name], plain[f"{name[:-2]}_v"]))
         elif name.endswith(".original0") and f"{name[:-1]}1" in plain:
@@ -76,9 +76,10 @@ def _normed(g: Tensor, v: Tensor) -> Tensor | None:
     return g * v / v.norm(2, dims, keepdim=True)
 
 
-def _spectral(original: Tensor, u: Tensor, v: Tensor, usual: int) -> Tensor | None:
+def _spectral(plain: Mapping[str, Tensor], names: Sequence[str], usual: int) -> Tensor | None:
     """The dim of the channels is in no file: where several have the sizes of u and v, it is the usual one of
     the layer, unless u and v are about the singular vectors along another, and far from these along that."""
+    original, u, v = (plain[name] for name in names)
     if u.dim() != 1 or v.dim() != 1:
         return None
     matrices = {
