@@ -138,8 +138,8 @@ def cell(name: str, data: str, pixels: str, command: str) -> None:
     from nncompress.ir import Model
     from nncompress.passes import Context
     from nncompress.recipe import parse_pass
+    from nncompress.search.layers.sensitivity import probes, sensitivity
     from nncompress.search.records import Records
-    from nncompress.search.sensitivity import probes, sensitivity
     from nncompress.train import TrainSettings, train
 
     assert batch_size.BUDGET == budget.BUDGET

@@ -198,7 +198,7 @@ def _trial(path: Path) -> None:
 
 def _effect(path: Path) -> None:
     from nncompress.files.bounded_text import read_json
-    from nncompress.search.sensitivity import RECORD
+    from nncompress.search.layers.sensitivity import RECORD
 
     with _measured_anew():
         RECORD(read_json(path))

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from math import inf
+from typing import TYPE_CHECKING, Any
 
 from nncompress.analysis.int8_plan import plan_activations, results
 from nncompress.ir.graph.ops import PRODUCTS
@@ -33,58 +34,74 @@ INT8, FLOAT = "int8", "float"
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds: of a layer in floats and between bytes, or of the conversion of a value to either."""
+    """Of a layer in floats and between bytes, or of the conversion of a value to either: seconds, or what
+    else each costs."""
 
     floats: float
     int8: float
 
 
-def layers_in_float(
-    model: Model,
-    layers: Sequence[Layer],
-    seconds: Mapping[str, Times],
-    conversion: Callable[[fx.Node], Times],
-    *,
-    float_results: bool = False,
-) -> set[str]:
-    """The names of those of `layers` with which in float the model takes least time; as few as can be.
+class Int8Cut:
+    """Of some layers of a model, which to run in int8.
 
     Args:
         layers: that could run in int8.
-        seconds: of each layer by its name; one that is missing goes with its neighbours.
         conversion: of a value: `int8` quantizes it, `floats` dequantizes it.
         float_results: as in `plan_activations`.
     """
-    from networkx import DiGraph, minimum_cut  # torch needs it, too
 
-    plan = plan_activations(model, layers, float_results=float_results)
-    by_node = {layer.node: layer for layer in layers}
-    result_of = results(float_results=float_results)
-    makers = {result_of(node): node for node in (*by_node, *plan.computed)}
+    def __init__(
+        self,
+        model: Model,
+        layers: Sequence[Layer],
+        conversion: Callable[[fx.Node], Times],
+        *,
+        float_results: bool = False,
+    ) -> None:
+        plan = plan_activations(model, layers, float_results=float_results)
+        self._nodes = {layer.name: layer.node for layer in layers}
+        self._edges: list[tuple[Any, Any, float]] = []  # of no end: the two are on one side
+        by_node = {layer.node: layer for layer in layers}
+        result_of = results(float_results=float_results)
+        makers = {result_of(node): node for node in (*by_node, *plan.computed)}
+        first: dict[str, fx.Node] = {}
+        for node, layer in by_node.items():  # a stored weight is bytes or floats for all that read it
+            other = first.setdefault(layer.weight.name, node)
+            self._edges += [(node, other, inf), (other, node, inf)] if node is not other else []
+        for value in plan.points:
+            maker, times = makers.get(value, FLOAT), conversion(value)
+            readers = {
+                user if user in by_node else makers.get(result_of(user), FLOAT) for user in value.users
+            }
+            self._edges.append((("rounded", value), maker, times.int8))
+            self._edges += [(reader, ("rounded", value), inf) for reader in readers - {FLOAT}]
+            if maker == FLOAT:
+                continue
+            # An op stays in 8 bits where all that it reads is.
+            self._edges += [(reader, maker, inf) for reader in readers & plan.computed]
+            free = maker in by_node and (float_results or by_node[maker].kind in PRODUCTS)
+            if not free:  # else the layer gives floats where these are read
+                self._edges.append((maker, ("floats", value), times.floats))
+                self._edges += [(("floats", value), reader, inf) for reader in readers]
 
-    cut = DiGraph()
-    cut.add_nodes_from((INT8, FLOAT))
-    for node, layer in by_node.items():
-        cut.add_node(node)
-        if layer.name in seconds:
-            cut.add_edge(INT8, node, capacity=seconds[layer.name].floats)
-            cut.add_edge(node, FLOAT, capacity=seconds[layer.name].int8)
-    first: dict[str, fx.Node] = {}
-    for node, layer in by_node.items():  # a stored weight is bytes or floats for all that read it
-        other = first.setdefault(layer.weight.name, node)
-        cut.add_edges_from([(node, other), (other, node)] if node is not other else [])
-    for value in plan.points:
-        maker, times = makers.get(value, FLOAT), conversion(value)
-        readers = {user if user in by_node else makers.get(result_of(user), FLOAT) for user in value.users}
-        cut.add_edge(("rounded", value), maker, capacity=times.int8)
-        cut.add_edges_from((reader, ("rounded", value)) for reader in readers - {FLOAT})
-        if maker == FLOAT:
-            continue
-        # An op stays in 8 bits where all that it reads is.
-        cut.add_edges_from((reader, maker) for reader in readers & plan.computed)
-        free = maker in by_node and (float_results or by_node[maker].kind in PRODUCTS)
-        if not free:  # else the layer gives floats where these are read
-            cut.add_edge(maker, ("floats", value), capacity=times.floats)
-            cut.add_edges_from((("floats", value), reader) for reader in readers)
-    _, (_, in_float) = minimum_cut(cut, INT8, FLOAT)
-    return {layer.name for node, layer in by_node.items() if node in in_float}
+    def least(self, costs: Mapping[str, Times]) -> tuple[set[str], float]:
+        """The names of the layers with which in float all costs least, as few as can be; and that cost.
+
+        Args:
+            costs: of each layer by its name, in float and in int8; one that is missing goes with its
+                neighbours.
+        """
+        from networkx import DiGraph, minimum_cut  # torch needs it, too
+
+        cut = DiGraph()
+        cut.add_nodes_from((INT8, FLOAT, *self._nodes.values()))
+        below = 0.0  # what both take may be left out: the edges have to be positive
+        for name, cost in costs.items():
+            least = min(cost.floats, cost.int8)
+            below += least
+            cut.add_edge(INT8, self._nodes[name], capacity=cost.floats - least)
+            cut.add_edge(self._nodes[name], FLOAT, capacity=cost.int8 - least)
+        for start, end, capacity in self._edges:
+            cut.add_edge(start, end, **({} if capacity == inf else {"capacity": capacity}))
+        value, (_, in_float) = minimum_cut(cut, INT8, FLOAT)
+        return {name for name, node in self._nodes.items() if node in in_float}, value + below

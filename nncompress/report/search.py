@@ -13,8 +13,8 @@ from nncompress.report.units import size
 
 if TYPE_CHECKING:
     from nncompress.analysis.metrics.base import Metric
+    from nncompress.search.layers.sensitivity import Effect, Sensitivity
     from nncompress.search.promise import Promise
-    from nncompress.search.sensitivity import Effect, Sensitivity
 
 MOST, MOST_NAMED = 0.8, 3  # of the damage, that so many layers are named for at most
 DONE = {

@@ -15,8 +15,11 @@ from dataclasses import dataclass
 from math import inf, sqrt
 
 from nncompress.passes import Factorize, Pass, PruneNodes, Quantize, Reduce
+from nncompress.passes.quantize.by_clock import TimedLayers
+from nncompress.search.layers.by_time import ByTime
+from nncompress.search.layers.sensitivity import Effect
+from nncompress.search.layers.strengths import per_layer
 from nncompress.search.records import key_of
-from nncompress.search.sensitivity import Effect, per_layer
 
 SHARES = tuple(round(0.1 + 0.025 * i, 3) for i in range(36))  # 0.1 to 0.975
 FOUR_BITS = Quantize(weight_bits=4)
@@ -43,14 +46,14 @@ def families(
     effects: Sequence[Effect],
     unit: str,
     by_time: bool = False,
-    slow: tuple[str, ...] = (),
+    timed: TimedLayers | None = None,
     blocks: int = 0,
 ) -> list[Family]:
     """Args:
     methods: passes by which some layer or group can be made smaller, and that serve the goal.
     effects: what single layers bear, as far as it is known: without any, no recipe differs layer by layer.
     unit: "macs" or "params": what the shares are of.
-    slow: layers that take longer in int8.
+    timed: layers in both precisions, where these are chosen by time.
     by_time: strengths per layer are chosen by the time that they save, and leave shares of that.
     blocks: how many residual blocks could be left out.
     """
@@ -101,12 +104,17 @@ def families(
             )
             found.append(Family("per layer, int8, the worst quarter in float", quarter))
     found.append(Family("int8", lambda share: (Quantize(),)))
-    if slow:
-        faster = (Quantize(keep=slow),)
+    if timed is not None and (slow := timed.slower()):
+        faster = (Quantize(keep=Bits(timed.names).patterns(slow)),)
         found.append(Family("int8 where that is faster", lambda share: faster))
         if any(each.name == "prune-nodes" for each in alone):
             name = "prune-nodes, int8 where that is faster"
             found.append(Family(name, lambda share: (*prune(share), *faster)))
+    if timed is not None and bits.worst:
+        alone_ = ByTime(timed, [e for e in effects if e.method == Quantize.name])
+        found.append(Family("int8 by time", _by_time(alone_)))
+        if any(each.name == "per layer" for each in alone):
+            found.append(Family("widths, ranks and int8 by time", _by_time(ByTime(timed, effects))))
     if unit == "params" and bits.worst:
         found.append(Family("widths, ranks and bits per layer", lambda share: bits.jointly(effects, share)))
     return found
@@ -116,6 +124,17 @@ def _then(family: Family, after: Callable[[Recipe], Recipe]) -> Callable[[float]
     def recipe(share: float) -> Recipe:
         first = family.recipe(share)
         return (*first, *after(first))
+
+    return recipe
+
+
+def _by_time(choices: ByTime) -> Callable[[float], Recipe]:
+    def recipe(share: float) -> Recipe:
+        choice = choices.choice(share)
+        cut = by_ratios(choice.strengths)
+        if len(choice.in_float) == len(choices.names):
+            return cut
+        return (*cut, Quantize(keep=Bits(choices.names).patterns(sorted(choice.in_float), cut)))
 
     return recipe
 
@@ -148,7 +167,7 @@ class Bits:
 
     def kept(self, share: float, recipe: Recipe = ()) -> tuple[str, ...]:
         """Patterns of the worst layers, that share of all, at most all but one."""
-        return self._patterns(self.worst[: min(round(share * len(self.worst)), len(self.worst) - 1)], recipe)
+        return self.patterns(self.worst[: min(round(share * len(self.worst)), len(self.worst) - 1)], recipe)
 
     def jointly(self, effects: Sequence[Effect], share: float) -> Recipe:
         """Widths, ranks and bits together, by error per byte; each layer has 32, 8 or 4 bits."""
@@ -162,10 +181,10 @@ class Bits:
         for bits, wanted in ((4, {4}), (8, {4, 8})):
             others = [name for name in self.worst if chosen.get(name) not in wanted]
             if bits in chosen.values():
-                found += (Quantize(weight_bits=bits, keep=self._patterns(others, recipe)),)
+                found += (Quantize(weight_bits=bits, keep=self.patterns(others, recipe)),)
         return found
 
-    def _patterns(self, names: Sequence[str], recipe: Recipe) -> tuple[str, ...]:
+    def patterns(self, names: Sequence[str], recipe: Recipe = ()) -> tuple[str, ...]:
         """Of layers, and of the factors that `recipe` makes of them (`NAME.0`)."""
         factored = {
             pair.rpartition("=")[0] for each in recipe if isinstance(each, Factorize) for pair in each.ratios

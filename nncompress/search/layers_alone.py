@@ -12,9 +12,9 @@ from nncompress.benchmarking.latency.target import layer_clock
 from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.passes import Context
-from nncompress.passes.quantize.by_clock import slower_layers
+from nncompress.passes.quantize.by_clock import TimedLayers, timed_layers
+from nncompress.search.layers.sensitivity import METHODS, RECORD, Effect, Probe, probes, sensitivity
 from nncompress.search.records import Records
-from nncompress.search.sensitivity import METHODS, RECORD, Effect, Probe, probes, sensitivity
 from nncompress.search.trial import Bounds
 
 SAMPLES = 128  # that passes are fitted to here, at most: which layer bears more than another shows on few
@@ -54,7 +54,7 @@ def effects_alone(
 ) -> tuple[Effect, ...]:
     """What each layer bears; where latency counts, also the time that fewer nodes and ranks save. Of int8
     that would mislead: one layer in int8 alone rounds and restores what its neighbours, in int8 too, hand
-    on as it is.
+    on as it is (`clocked_layers` times it between these).
 
     Args:
         folder: where it is kept; another search of the same original measures none of it again.
@@ -76,17 +76,18 @@ def effects_alone(
     return found
 
 
-def slower_in_int8(
+def clocked_layers(
     original: Model, bounds: Bounds, context: Context, say: Callable[[str], None]
-) -> tuple[str, ...]:
-    """Layers that take longer in int8 in the target, where single ones can be timed there."""
+) -> TimedLayers | None:
+    """The layers that could run in int8, timed in both precisions in the target; None, which is said, where
+    single ones cannot be timed there."""
     try:
         where = layer_clock(bounds.target)
     except UsageError as error:
         say(f"which layers gain by int8 is not known beforehand: {error.what}")
-        return ()
-    slow = slower_layers(original, where, context.progress)
-    if slow:
+        return None
+    timed = timed_layers(original, where, context.progress)
+    if slow := timed.slower():
         named = ", ".join(slow[:5]) + (", …" if slow[5:] else "")
         say(f"by themselves slower in int8 in {where.runtime_name}: {named}")
-    return slow
+    return timed

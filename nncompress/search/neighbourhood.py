@@ -14,7 +14,8 @@ from typing import Any
 
 from nncompress.passes import Factorize, Pass, PruneNodes, Quantize, Reduce
 from nncompress.search.candidates import Bits, Recipe, by_ratios, recipe_key
-from nncompress.search.sensitivity import Effect, gain
+from nncompress.search.layers.sensitivity import Effect
+from nncompress.search.layers.strengths import gain
 
 STEPS = 3  # so far from the middle
 MOVED = 4  # settings at once

@@ -35,14 +35,15 @@ from nncompress.runtimes import open_artifact
 from nncompress.search import trial
 from nncompress.search.candidates import Family, families, recipe_key
 from nncompress.search.finetune import Trainer, Training, bisected, trained_key
-from nncompress.search.layers_alone import effects_alone, slower_in_int8, wanted_probes
+from nncompress.search.layers.by_time import with_time
+from nncompress.search.layers.sensitivity import Effect
+from nncompress.search.layers_alone import clocked_layers, effects_alone, wanted_probes
 from nncompress.search.loss import lost
 from nncompress.search.measure import metric_key
 from nncompress.search.promise import CONFIDENCE, Promise, nothing_held, upper
 from nncompress.search.proposals import Proposals
 from nncompress.search.records import WAIT, Records, data_key, model_key, read
 from nncompress.search.refine import Refinement
-from nncompress.search.sensitivity import Effect
 from nncompress.search.trial import Bounds, Judge, recipe_of
 from nncompress.search.worth_training import WorthTraining
 from nncompress.version import __version__
@@ -110,14 +111,14 @@ class Search:
         methods = {probe.method for probe in wanted}
         by_time = self.bounds.timed and self.bounds.goal == "latency"
         unit, blocks = "params" if self.bounds.goal == "size" else "macs", len(find_branches(self.original))
-        slow = (
-            slower_in_int8(self.original, self.bounds, self.context, say)
+        timed = (
+            clocked_layers(self.original, self.bounds, self.context, say)
             if by_time and "quantize" in methods
-            else ()
+            else None
         )
 
         def searched() -> list[Family]:
-            found = families(methods, self.effects, unit, by_time, slow, blocks)
+            found = families(methods, self.effects, unit, by_time, timed, blocks)
             self.families = [each for each in found if self.bounds.admits(each.recipe(0.5))]
             return self.families
 
@@ -134,6 +135,8 @@ class Search:
             _half_way(until),
             say,
         )
+        if timed is not None:
+            self.effects = with_time(self.effects, timed)
         refinement = Refinement(self.folder, self.judge, self.effects, self.context.seed, say, blocks)
         self._try(Proposals(self.judge, searched(), refinement), most, until, told)
 

@@ -18,9 +18,9 @@ from typing import Any
 from nncompress import extras
 from nncompress.files.lock import alone_in
 from nncompress.search.candidates import Recipe
+from nncompress.search.layers.sensitivity import Effect
 from nncompress.search.neighbourhood import Neighbourhood, settled_key
 from nncompress.search.records import key_of
-from nncompress.search.sensitivity import Effect
 from nncompress.search.trial import Judge
 
 EXTRA = "search"

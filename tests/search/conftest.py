@@ -14,8 +14,8 @@ from nncompress.files.folders import make_folder
 from nncompress.files.json_file import write_json
 from nncompress.loading import load_model
 from nncompress.passes import Context
+from nncompress.search.layers.sensitivity import RECORD, probes, sensitivity
 from nncompress.search.records import Records
-from nncompress.search.sensitivity import RECORD, probes, sensitivity
 
 
 @pytest.fixture(scope="session")

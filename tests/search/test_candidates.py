@@ -5,14 +5,17 @@ from math import inf
 
 import pytest
 
+from nncompress.analysis.int8_cut import Times
 from nncompress.api import dataset
 from nncompress.loading import load_model
 from nncompress.passes import Context, Factorize, PruneNodes, Quantize, Reduce
+from nncompress.passes.quantize.by_clock import TimedLayers
 from nncompress.pipeline import run
 from nncompress.results import Estimate
 from nncompress.search.candidates import Bits, Family, families, untried
+from nncompress.search.layers.sensitivity import METHODS, Effect
+from nncompress.search.layers.strengths import per_layer
 from nncompress.search.neighbourhood import Neighbourhood
-from nncompress.search.sensitivity import METHODS, Effect, per_layer
 from nncompress.search.trial import Bounds
 
 
@@ -102,16 +105,30 @@ def test_int8_is_tried_where_it_serves_the_goal_only():
     assert "widths, ranks and bits per layer" not in {f.name for f in families(METHODS, with_bits, "macs")}
 
 
+def slow(*names):
+    times = dict.fromkeys("abc", Times(1.0, 0.5)) | dict.fromkeys(names, Times(1.0, 2.0))
+
+    class Cut:
+        def least(self, costs):
+            found = {name for name, cost in costs.items() if cost.floats < cost.int8}
+            return found, sum(min(cost.floats, cost.int8) for cost in costs.values())
+
+    class Measured:
+        layers = times
+
+    return TimedLayers(tuple(times), Measured(), Cut())
+
+
 def test_layers_that_are_slower_in_int8_stay_in_float_in_some():
     effects = [effect("prune-nodes", "g", 0.5, 0.1, 0.4), effect("quantize", "a", 8, 0.1, 0.3)]
-    found = {
-        family.name: family
-        for family in families(("prune-nodes", "quantize"), effects, "macs", slow=("a", "b"))
-    }
-    assert found["int8 where that is faster"].recipe(0.5) == (Quantize(keep=("a", "b")),)
+    methods = ("prune-nodes", "quantize")
+    found = {each.name: each for each in families(methods, effects, "macs", timed=slow("a", "b"))}
+    left = Quantize(keep=("a*", "b*"))
+    assert found["int8 where that is faster"].recipe(0.5) == (left,)
     both = found["prune-nodes, int8 where that is faster"].recipe(0.5)
-    assert both == (PruneNodes(macs=0.5), Quantize(keep=("a", "b")))
+    assert both == (PruneNodes(macs=0.5), left)
     assert not any("faster" in family.name for family in families(METHODS, effects, "macs"))
+    assert not any("faster" in family.name for family in families(METHODS, effects, "macs", timed=slow()))
 
 
 def test_whole_residual_blocks_are_left_out_and_the_rest_rounded():

@@ -7,8 +7,8 @@ from nncompress.files.folders import make_folder
 from nncompress.loading import load_model
 from nncompress.passes import Context
 from nncompress.search import layers_alone, optimize
+from nncompress.search.layers.sensitivity import Sensitivity
 from nncompress.search.optimize import Search
-from nncompress.search.sensitivity import Sensitivity
 from nncompress.search.trial import Bounds
 
 

@@ -25,10 +25,10 @@ from nncompress.recipe import read_recipe, recipe_text
 from nncompress.report.facts.read import section_of
 from nncompress.search import optimize
 from nncompress.search.candidates import recipe_key
+from nncompress.search.layers.sensitivity import probes
 from nncompress.search.optimize import PROMISES
 from nncompress.search.promise import shared
 from nncompress.search.records import read
-from nncompress.search.sensitivity import probes
 from nncompress.search.trial import Judge
 
 SEARCH = ["--data", "val.npz", "--trials", "8", "--max-drop", "3", "--goal", "macs", "--time", "10m"]

@@ -12,9 +12,9 @@ from nncompress.cli.app import run
 from nncompress.passes import Factorize, PruneNodes, Quantize, Reduce
 from nncompress.search import optimize
 from nncompress.search.candidates import Family, recipe_key
+from nncompress.search.layers.sensitivity import Effect
 from nncompress.search.neighbourhood import Neighbourhood
 from nncompress.search.refine import JOURNAL, Refinement
-from nncompress.search.sensitivity import Effect
 from nncompress.search.trial import Bounds, Judge, recipe_of
 
 optuna_is_there = pytest.mark.skipif(

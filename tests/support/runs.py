@@ -30,8 +30,8 @@ from nncompress.results import (
     plain,
 )
 from nncompress.results import Samples as Times
+from nncompress.search.layers.sensitivity import Effect, Sensitivity
 from nncompress.search.promise import Promise
-from nncompress.search.sensitivity import Effect, Sensitivity
 from nncompress.train.state import TrainResult
 
 EVIL = '<script>alert("x")</script>&\'"><img src=x onerror=alert(1)>{{7*7}}{% raw %}|@all](http://x)\u202e'

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from nncompress.analysis.int8_cut import Times
+from nncompress.benchmarking.latency.forecast import half
 from nncompress.benchmarking.latency.layer_file import LayerShape, in_precision, shape_of
 from nncompress.benchmarking.latency.table import LatencyTable
 from nncompress.ir import Model
@@ -32,8 +33,18 @@ class Int8Times:
 
     layers: dict[str, Times]
     untimed: dict[str, str]
+    _timed: dict[str, Layer]
     _shapes: Shapes
     _table: LatencyTable
+
+    def halved(self, name: str) -> Times | None:
+        """Of a layer that could be timed with half its outputs, of a depthwise one half its channels; None
+        where there is no half."""
+        layer = self._timed[name]
+        shape = shape_of(layer)
+        assert not isinstance(shape, str)
+        narrow, given = half(shape, self._shapes.of(layer.data))
+        return None if narrow is None else _times(narrow, given, self._table)
 
     def conversion(self, value: fx.Node) -> Times:
         """Of a value to bytes and back."""
@@ -59,8 +70,13 @@ def int8_times(model: Model, layers: Sequence[Layer], where: Target, progress: P
         if isinstance(shape, str):
             untimed[layer.name] = shape
             continue
-        floats = (shape,)
-        times = table.latencies(floats, [in_precision(floats, "int8")], shapes.of(layer.data))
-        found[layer.name] = Times(times.reference, times.reference * times.shares[0])
+        found[layer.name] = _times(shape, shapes.of(layer.data), table)
     progress.step(f"timing layers in {where.runtime_name}", len(layers), len(layers))
-    return Int8Times(found, untimed, shapes, table)
+    timed = {layer.name: layer for layer in layers if layer.name in found}
+    return Int8Times(found, untimed, timed, shapes, table)
+
+
+def _times(shape: LayerShape, given: tuple[int, ...], table: LatencyTable) -> Times:
+    floats = (shape,)
+    times = table.latencies(floats, [in_precision(floats, "int8")], given)
+    return Times(times.reference, times.reference * times.shares[0])

@@ -8,8 +8,9 @@ to each other, so the whole model is then timed: in floats, all in int8, and wit
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from nncompress.analysis.int8_cut import Times, layers_in_float
+from nncompress.analysis.int8_cut import Int8Cut, Times
 from nncompress.benchmarking.latency.int8 import Int8Times, int8_times
 from nncompress.benchmarking.latency.model import ModelLatency
 from nncompress.benchmarking.latency.target import layer_clock
@@ -53,15 +54,34 @@ def slow_in_int8(
     if where is None:
         return {}
     times = int8_times(model, integer, where, context.progress)
-    floats = where.float_results
-    names = layers_in_float(model, integer, times.layers, times.conversion, float_results=floats)
+    cut = Int8Cut(model, integer, times.conversion, float_results=where.float_results)
+    names, _ = cut.least(times.layers)
     _tell_what_is_unknown(times, where, context)
     left = {name: _why(times.layers.get(name)) for name in sorted(names)}
     return _fastest(model, rounded, left, products, len(integer), where, context)
 
 
-def slower_layers(model: Model, where: Target, progress: Progress) -> tuple[str, ...]:
-    """Of a model in floats, the layers that `quantize` had better leave so, by the times of single ones.
+@dataclass(frozen=True)
+class TimedLayers:
+    """The layers that `quantize` would round, by the times of single ones.
+
+    Attributes:
+        names: of all of them, in graph order.
+        times: of those that could be timed.
+        cut: which of them to run in int8.
+    """
+
+    names: tuple[str, ...]
+    times: Int8Times
+    cut: Int8Cut
+
+    def slower(self) -> tuple[str, ...]:
+        """Those that `quantize` had better leave in float."""
+        return tuple(sorted(self.cut.least(self.times.layers)[0]))
+
+
+def timed_layers(model: Model, where: Target, progress: Progress) -> TimedLayers:
+    """Of a model in floats.
 
     Args:
         where: from `layer_clock`.
@@ -71,10 +91,8 @@ def slower_layers(model: Model, where: Target, progress: Progress) -> tuple[str,
     condition(copied, "static", (), False, Context())
     integer = integer_layers(choose(copied, ())[0], "static")
     times = int8_times(copied, integer, where, progress)
-    floats = where.float_results
-    return tuple(
-        sorted(layers_in_float(copied, integer, times.layers, times.conversion, float_results=floats))
-    )
+    cut = Int8Cut(copied, integer, times.conversion, float_results=where.float_results)
+    return TimedLayers(tuple(layer.name for layer in integer), times, cut)
 
 
 def _clock(mode: str, context: Context) -> Target | None:

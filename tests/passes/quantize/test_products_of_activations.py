@@ -245,10 +245,13 @@ def test_the_clock_leaves_them_in_float_where_the_model_is_faster_so(monkeypatch
             return Estimate(share, share, share)
 
     monkeypatch.setattr(by_clock, "ModelLatency", Clocked)
-    monkeypatch.setattr(by_clock, "layers_in_float", lambda *_, **__: set())
+    monkeypatch.setattr(by_clock.Int8Cut, "least", lambda *_: (set(), 0.0))
 
     class Times:
-        layers, untimed, unkept, conversion = {}, {}, "", None
+        layers, untimed, unkept = {}, {}, ""
+
+        def conversion(value):
+            return by_clock.Times(0.0, 0.0)
 
     monkeypatch.setattr(by_clock, "int8_times", lambda *_: Times)
     model = Model.from_module(Attention().eval(), (torch.randn(2, 6, 16),))
@@ -287,10 +290,13 @@ def test_where_no_layer_multiplies_integers_and_nothing_could_be_timed_products_
             raise UnsupportedError("it does not run there")
 
     class Times:
-        layers, untimed, unkept, conversion = {}, {}, "", None
+        layers, untimed, unkept = {}, {}, ""
+
+        def conversion(value):
+            return by_clock.Times(0.0, 0.0)
 
     monkeypatch.setattr(by_clock, "ModelLatency", Clocked)
-    monkeypatch.setattr(by_clock, "layers_in_float", lambda *_, **__: set())
+    monkeypatch.setattr(by_clock.Int8Cut, "least", lambda *_: (set(), 0.0))
     monkeypatch.setattr(by_clock, "int8_times", lambda *_: Times)
     ids = torch.randint(0, 20, (32, 6), generator=torch.Generator().manual_seed(3))
     model = Model.from_module(Looked().eval(), (ids[:2],))

@@ -9,7 +9,7 @@ from scripted_machine import script
 from torch import nn
 
 from nncompress import pipeline
-from nncompress.analysis.int8_cut import Times, layers_in_float
+from nncompress.analysis.int8_cut import Int8Cut, Times
 from nncompress.benchmarking.latency import layer as layer_latency
 from nncompress.errors import UsageError
 from nncompress.files import remembered
@@ -37,7 +37,7 @@ def net():
 
 def in_float(model, seconds, conversion):
     every = {name: Times(*pair) for name, pair in seconds.items()}
-    return layers_in_float(model, list(layers(model)), every, lambda value: Times(*conversion))
+    return Int8Cut(model, list(layers(model)), lambda value: Times(*conversion)).least(every)[0]
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ from nncompress.errors import UsageError
 from nncompress.files.folders import cache_folder, folder_to_fill
 from nncompress.passes import Context
 from nncompress.report import search as tables
+from nncompress.search.layers.sensitivity import METHODS, RECORD, probes
+from nncompress.search.layers.sensitivity import sensitivity as measure
 from nncompress.search.measure import Measure, settled
 from nncompress.search.records import Records
-from nncompress.search.sensitivity import METHODS, RECORD, probes
-from nncompress.search.sensitivity import sensitivity as measure
 
 GOES_ON = "has what was measured: the same command goes on"
 

@@ -9,7 +9,7 @@ from nncompress.report.facts.content import Axis, Bar, Bars, Column, Part, Secti
 from nncompress.report.facts.limits import SHOWN, clipped, first
 from nncompress.report.facts.typed import rebuilt
 from nncompress.report.search import DONE, worst
-from nncompress.search.sensitivity import Effect, Sensitivity
+from nncompress.search.layers.sensitivity import Effect, Sensitivity
 
 
 def section(document: dict[str, Any], source: str) -> Section:

@@ -14,9 +14,9 @@ from nncompress.passes import Context, Factorize
 from nncompress.passes.quantize.choose import HEAD
 from nncompress.report.search import sensitivity as table
 from nncompress.report.search import worst
+from nncompress.search.layers.sensitivity import RECORD, Effect, Probe, probes, sensitivity
 from nncompress.search.measure import Measure, metric_key
 from nncompress.search.records import Records
-from nncompress.search.sensitivity import RECORD, Effect, Probe, probes, sensitivity
 
 
 def test_what_a_metric_loses_and_a_target_gains(here, monkeypatch):
