@@ -26,6 +26,7 @@ from nncompress.search.layers.sensitivity import Effect
 from nncompress.search.layers.strengths import gain
 
 STEPS = 40  # of the price, at most; a hull has fewer edges between two times
+FURTHEST = 1e3  # an error beyond that, infinite where outputs are no numbers, counts as this
 STRENGTHS = (PruneNodes.name, Factorize.name)
 
 
@@ -180,4 +181,4 @@ def _share_in_int8(timed: TimedLayers, where: str) -> float:
 
 
 def _squared(effect: Effect) -> float:
-    return (effect.error or 0.0) ** 2
+    return min(effect.error or 0.0, FURTHEST) ** 2

@@ -179,3 +179,13 @@ def test_layers_that_were_not_measured_are_as_bad_in_int8_as_others(net):
     effects = [effect("quantize", "0", 8, 0.3), effect("quantize", "2", 8, 0.01)]
     assert ByTime(timed(net, full, {}), effects).choice(0.7).in_float == {"0"}
     assert ByTime(timed(net, full, {}), effects[1:]).choice(0.1).in_float == set()
+
+
+def test_what_ends_in_no_numbers_is_left_alone(net):
+    full = dict.fromkeys(NAMES, Times(2.0, 0.5))
+    effects = [effect("quantize", name, 8, float("inf") if name == "2" else 0.01) for name in NAMES]
+    effects.append(effect("prune-nodes", "0", 0.5, float("inf"), 1 / 6))
+    found = ByTime(timed(net, full, dict.fromkeys(NAMES, Times(1.0, 0.2))), effects).choice(0.8)
+    assert found.in_float == {"2"}
+    assert found.strengths == {"prune-nodes": {}, "factorize": {}}
+    assert found.error == pytest.approx(2e-4)
