@@ -172,7 +172,7 @@ class Judge:
         self._floats: dict[str, Model] = {}  # by recipe, the latest last
         self._latency: ModelLatency | None = None
         self._seconds: float | None = None
-        self._fastest: float | None = None  # share of the fastest model that holds the bound
+        self._fastest: Estimate | None = None  # share of the fastest model that holds the bound
         self.machine = key_of(machine())  # latencies are compared within one
 
     def compressed(self, recipe: Recipe) -> Model:
@@ -287,12 +287,12 @@ class Judge:
             self._seconds = self._latency.seconds()
         assert self._seconds is not None
         share, best = self._latency.glance(model), self._fastest
-        if best is not None and share.low <= best <= share.high:
-            ratio = self._latency.beside()
-            share = Estimate(best * ratio.value, best * ratio.low, best * ratio.high, ratio.confidence)
-        if self.bounds.drop is not None and (best is None or share.value < best):
+        if best is not None and share.low <= best.high and best.low <= share.high:
+            ratio, of = self._latency.beside(), best.value
+            share = Estimate(of * ratio.value, of * ratio.low, of * ratio.high, ratio.confidence)
+        if self.bounds.drop is not None and (best is None or share.value < best.value):
             self._latency.keep()
-            self._fastest = share.value
+            self._fastest = share
         return {
             "share": share.value,
             "low": share.low,

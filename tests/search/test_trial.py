@@ -63,6 +63,17 @@ def test_the_fastest_so_far_is_compared_with_where_a_glance_cannot_tell():
     assert lucky["seconds"] == pytest.approx(2 * lucky["share"])
 
 
+def test_a_glance_at_the_fastest_that_told_little_is_not_what_others_are_compared_with():
+    """The interval of the first, 0.44 to 0.5, holds what is seen of the second; that of the second is narrow."""
+    search = judge(0.01)
+    clock = search._latency
+    clock.glance = lambda model: Estimate(model, model - 0.03, model + 0.03, 0.95)
+    search.latency(0.47)
+    clock.glance = lambda model: Estimate(model, model - 0.002, model + 0.002, 0.95)
+    clock.beside = lambda: Estimate(1.01, 1.0, 1.02, 0.95)
+    assert search.latency(0.445)["share"] == pytest.approx(0.47 * 1.01)
+
+
 def test_where_the_least_loss_is_wanted_no_model_is_the_one_to_beat():
     search = judge(None)
     for share in (0.5, 0.5):
