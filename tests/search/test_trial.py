@@ -64,7 +64,7 @@ def test_the_fastest_so_far_is_compared_with_where_a_glance_cannot_tell():
 
 
 def test_a_glance_at_the_fastest_that_told_little_is_not_what_others_are_compared_with():
-    """The interval of the first, 0.44 to 0.5, holds what is seen of the second; that of the second is narrow."""
+    """The interval of the first, 0.44 to 0.5, holds what is seen of the second; its own is narrow."""
     search = judge(0.01)
     clock = search._latency
     clock.glance = lambda model: Estimate(model, model - 0.03, model + 0.03, 0.95)
