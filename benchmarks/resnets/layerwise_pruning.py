@@ -118,7 +118,7 @@ def _pruned(given: Model, data: Dataset, share: float, method: Method) -> Model:
             weights[reader.weight.name] = reader.from_matrix(matrix).to(reader.weight.value().dtype)
     small = _cut(model, couplings, units, weights)
     fit, held = fit_and_decide(model, data, 64, None)
-    reestimate(small, fit, output_error(model, small, held))
+    reestimate(small, fit, output_error(model, small.outputs_of, held))
     return small
 
 
