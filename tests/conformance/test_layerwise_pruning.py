@@ -1,4 +1,4 @@
-"""The methods that `reduce` is compared with, as they are rebuilt in `benchmarks/`, run and meet their budget."""
+"""What `reduce` is compared with, as it is rebuilt in `benchmarks/`, runs and meets its budget."""
 
 import numpy as np
 import pytest
