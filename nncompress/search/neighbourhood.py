@@ -81,7 +81,10 @@ class Neighbourhood:
             if len(around) > 1:
                 self.values[f"{method} {where}"] = around
                 self._places[f"{method} {where}"] = method, where
-        self.middle = self.positions(middle) or {}
+        found = self.positions(middle)
+        if found is None:  # layers of it that were not measured: nothing is known of what is near
+            self.values, self._places = {}, {}
+        self.middle = found or {}
 
     def positions(self, recipe: Recipe) -> dict[str, int] | None:
         """Where each setting of a recipe stands in `values`; None where it is not near."""

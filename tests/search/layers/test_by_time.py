@@ -189,3 +189,9 @@ def test_what_ends_in_no_numbers_is_left_alone(net):
     assert found.in_float == {"2"}
     assert found.strengths == {"prune-nodes": {}, "factorize": {}}
     assert found.error == pytest.approx(2e-4)
+
+
+def test_near_a_recipe_that_leaves_an_unmeasured_layer_in_float_nothing_is_known():
+    effects = [effect("quantize", "0", 8, 0.1)]
+    near = Neighbourhood((Quantize(keep=("2*",)),), effects)
+    assert list(near.steps(True)) == list(near.steps(False)) == []
