@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from nncompress.ir.layers.weights import Layer
 
 INT8, FLOAT = "int8", "float"
+RESOLUTION = 2**80  # of all capacities together, as whole numbers: of any size in Python
 
 
 @dataclass(frozen=True)
@@ -103,5 +104,10 @@ class Int8Cut:
             cut.add_edge(self._nodes[name], FLOAT, capacity=cost.int8 - least)
         for start, end, capacity in self._edges:
             cut.add_edge(start, end, **({} if capacity == inf else {"capacity": capacity}))
-        value, (_, in_float) = minimum_cut(cut, INT8, FLOAT)
+        finite = [edge for edge in cut.edges.data("capacity") if edge[2] is not None]
+        unit = sum(capacity for *_, capacity in finite) / RESOLUTION or 1.0
+        for start, end, capacity in finite:  # sums of floats that differ in the last digit mislead the cut
+            cut[start][end]["capacity"] = round(capacity / unit)
+        _, (_, in_float) = minimum_cut(cut, INT8, FLOAT)
+        value = sum(c for start, end, c in finite if start not in in_float and end in in_float)
         return {name for name, node in self._nodes.items() if node in in_float}, value + below

@@ -104,17 +104,18 @@ def families(
             )
             found.append(Family("per layer, int8, the worst quarter in float", quarter))
     found.append(Family("int8", lambda share: (Quantize(),)))
+    names = Bits(tuple(dict.fromkeys((*bits.worst, *(timed.names if timed is not None else ())))))
     if timed is not None and (slow := timed.slower()):
-        faster = (Quantize(keep=Bits(timed.names).patterns(slow)),)
+        faster = (Quantize(keep=names.patterns(slow)),)
         found.append(Family("int8 where that is faster", lambda share: faster))
         if any(each.name == "prune-nodes" for each in alone):
             name = "prune-nodes, int8 where that is faster"
             found.append(Family(name, lambda share: (*prune(share), *faster)))
     if timed is not None and bits.worst:
         alone_ = ByTime(timed, [e for e in effects if e.method == Quantize.name])
-        found.append(Family("int8 by time", _by_time(alone_)))
+        found.append(Family("int8 by time", _by_time(alone_, names)))
         if any(each.name == "per layer" for each in alone):
-            found.append(Family("widths, ranks and int8 by time", _by_time(ByTime(timed, effects))))
+            found.append(Family("widths, ranks and int8 by time", _by_time(ByTime(timed, effects), names)))
     if unit == "params" and bits.worst:
         found.append(Family("widths, ranks and bits per layer", lambda share: bits.jointly(effects, share)))
     return found
@@ -128,13 +129,13 @@ def _then(family: Family, after: Callable[[Recipe], Recipe]) -> Callable[[float]
     return recipe
 
 
-def _by_time(choices: ByTime) -> Callable[[float], Recipe]:
+def _by_time(choices: ByTime, names: Bits) -> Callable[[float], Recipe]:
     def recipe(share: float) -> Recipe:
         choice = choices.choice(share)
         cut = by_ratios(choice.strengths)
         if len(choice.in_float) == len(choices.names):
             return cut
-        return (*cut, Quantize(keep=Bits(choices.names).patterns(sorted(choice.in_float), cut)))
+        return (*cut, Quantize(keep=names.patterns(sorted(choice.in_float), cut)))
 
     return recipe
 

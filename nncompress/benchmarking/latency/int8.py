@@ -11,6 +11,7 @@ from nncompress.analysis.int8_cut import Times
 from nncompress.benchmarking.latency.forecast import half
 from nncompress.benchmarking.latency.layer_file import LayerShape, in_precision, shape_of
 from nncompress.benchmarking.latency.table import LatencyTable
+from nncompress.errors import NNCompressError
 from nncompress.ir import Model
 from nncompress.ir.graph.shapes import Shapes
 from nncompress.ir.layers.weights import Layer
@@ -39,12 +40,15 @@ class Int8Times:
 
     def halved(self, name: str) -> Times | None:
         """Of a layer that could be timed with half its outputs, of a depthwise one half its channels; None
-        where there is no half."""
+        where there is no half, or that cannot be timed."""
         layer = self._timed[name]
         shape = shape_of(layer)
         assert not isinstance(shape, str)
         narrow, given = half(shape, self._shapes.of(layer.data))
-        return None if narrow is None else _times(narrow, given, self._table)
+        try:
+            return None if narrow is None else _times(narrow, given, self._table)
+        except NNCompressError:
+            return None
 
     def conversion(self, value: fx.Node) -> Times:
         """Of a value to bytes and back."""

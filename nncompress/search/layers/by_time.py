@@ -14,7 +14,7 @@ Source: Shoham and Gersho 1988, "Efficient bit allocation for an arbitrary set o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -75,7 +75,7 @@ class ByTime:
         done = [e for e in effects if e.error is not None]
         rounded = {e.where: _squared(e) for e in done if e.method == Quantize.name and e.strength == 8}
         usual = fmean(rounded.values()) if rounded else 0.0
-        self._rounded = {name: rounded.get(name, usual) for name in self._times}
+        self._rounded = {name: rounded.get(name, usual) for name in self.names}
         self._floats = sum(times.floats for times in self._times.values())
         ladders: dict[str, list[Effect]] = {}
         for effect in done:
@@ -118,28 +118,37 @@ class ByTime:
                 min(options, key=lambda o: price * o.error - o.int8),
             )
         costs = {}
-        for name, times in self._times.items():
-            floats, int8 = best.get(name, (FULL, FULL))
+        for name in self.names:
+            if name not in self._times:  # it goes with its neighbours, but for what its rounding costs
+                costs[name] = Times(0.0, price * self._rounded[name])
+                continue
+            times, (floats, int8) = self._times[name], best.get(name, (FULL, FULL))
             costs[name] = Times(
                 times.floats - floats.floats + price * floats.error,
                 times.int8 - int8.int8 + price * (int8.error + self._rounded[name]),
             )
         in_float, total = self._cut.least(costs)
         error, strengths = 0.0, {method: dict[str, float]() for method in STRENGTHS}
-        for name in self._times:
+        for name in self.names:
             error += 0.0 if name in in_float else self._rounded[name]
         for where, (floats, int8) in best.items():
             chosen = floats if where in in_float or where not in self._times else int8
             error += chosen.error
             if where not in self._times:
-                total += price * chosen.error - chosen.floats
+                total += price * chosen.error - min(chosen.floats, chosen.int8)
             for method, strength in chosen.strengths:
                 strengths[method][where] = strength
         return Choice(total - price * error, error, frozenset(in_float), strengths)
 
 
-def with_time(effects: Iterable[Effect], timed: TimedLayers) -> tuple[Effect, ...]:
-    """What rounding saves of all layers' time, by the times of single ones between others in int8."""
+def with_time(effects: Sequence[Effect], timed: TimedLayers) -> tuple[Effect, ...]:
+    """The effects, those of rounding with what it saves of all layers' time, by the times of single ones
+    between others in int8; layers of which none was measured as others are on average."""
+    known = [e for e in effects if e.method == Quantize.name and e.strength == 8 and e.error is not None]
+    missing = [name for name in timed.names if name not in {e.where for e in known}] if known else []
+    error = fmean(map(_squared, known)) ** 0.5 if known else 0.0
+    size = fmean(e.bytes for e in known) if known else 0.0
+    guessed = [Effect(Quantize.name, name, 8, error, 0.0, size, 0.0, "", "") for name in missing]
     total = sum(times.floats for times in timed.times.layers.values())
 
     def told(effect: Effect) -> Effect:
@@ -149,7 +158,7 @@ def with_time(effects: Iterable[Effect], timed: TimedLayers) -> tuple[Effect, ..
         saved = (times.floats - times.int8) / total
         return replace(effect, time=Estimate(saved, saved, saved))
 
-    return tuple(map(told, effects))
+    return tuple(map(told, (*effects, *guessed)))
 
 
 def _options(ladder: Sequence[Effect], floats: float, in_int8: float) -> list[_Option]:
@@ -168,17 +177,21 @@ def _options(ladder: Sequence[Effect], floats: float, in_int8: float) -> list[_O
 
 
 def _share_in_int8(timed: TimedLayers, where: str) -> float:
-    """What fewer outputs of a layer save in int8, as a share of what they save in float; 1 where that is not
-    known."""
+    """What fewer outputs of a layer save in int8, as a share of what they save in float: by half of them, and
+    never more than of the time that it takes in either; where that is not known, as the layer itself (of a
+    group that is named after none that was timed: as all layers).
+    """
     times = timed.times.layers.get(where)
     if times is None:
-        return 1.0
-    halved = timed.times.halved(where)
+        every = timed.times.layers.values()
+        return sum(each.int8 for each in every) / max(sum(each.floats for each in every), 1e-12)
+    halved, usual = timed.times.halved(where), times.int8 / times.floats
     saved = 0.0 if halved is None else times.floats - halved.floats
     if halved is None or saved <= 0:
-        return times.int8 / times.floats
-    return max(times.int8 - halved.int8, 0.0) / saved
+        return usual
+    return min(max(times.int8 - halved.int8, 0.0) / saved, max(usual, 1.0))
 
 
 def _squared(effect: Effect) -> float:
-    return min(effect.error or 0.0, FURTHEST) ** 2
+    error = effect.error or 0.0
+    return (error if error < FURTHEST else FURTHEST) ** 2

@@ -84,6 +84,7 @@ def seconds_and_error(full, half, effects, in_float, strengths):
         else:
             error += of["quantize", 8].error ** 2
             narrower = (full[name].int8 - half[name].int8) / (full[name].floats - half[name].floats)
+            narrower = min(narrower, max(1, full[name].int8 / full[name].floats))
             seconds += full[name].int8 - saved * total * narrower
     int8 = [name not in in_float for name in NAMES]
     # rounded are the input for the first, and what a float layer gives to one in int8; a convolution in int8
@@ -189,6 +190,45 @@ def test_what_ends_in_no_numbers_is_left_alone(net):
     assert found.in_float == {"2"}
     assert found.strengths == {"prune-nodes": {}, "factorize": {}}
     assert found.error == pytest.approx(2e-4)
+
+
+def test_a_layer_without_times_costs_its_rounding(net):
+    full = {"0": Times(2.0, 0.5), "4": Times(2.0, 0.5)}
+    effects = [effect("quantize", name, 8, 5.0 if name == "2" else 0.01) for name in NAMES]
+    assert ByTime(timed(net, full, {}), effects).choice(0.6).in_float == {"2"}
+
+
+def test_what_saves_little_in_float_saves_no_more_in_int8(net):
+    """The half takes as long in float: a quotient of what two clocks differ by would be a hundred."""
+    full, half = dict.fromkeys(NAMES, Times(1.0, 0.5)), dict.fromkeys(NAMES, Times(0.999, 0.4))
+    effects = [effect("quantize", name, 8, 0.01) for name in NAMES]
+    effects += [effect("prune-nodes", "0", 0.5, 0.3, 0.01), effect("prune-nodes", "0#2", 0.5, 0.3, 0.3)]
+    found = ByTime(timed(net, full, half), effects).choice(0.0)
+    assert found.strengths["prune-nodes"] == {"0": 0.5, "0#2": 0.5}
+    assert found.seconds == pytest.approx(1.5 + 0.4 + 0.3 - 0.03 - 0.9 / 2)  # and two conversions
+
+
+@pytest.mark.parametrize("measured", [NAMES, NAMES[:2], NAMES[1:]])
+def test_near_what_is_chosen_by_time_every_layer_may_move(net, measured):
+    """Those that were not measured, too: they are left in float or rounded as any other."""
+    full = {"0": Times(1.0, 2.0), "2": Times(2.0, 0.5), "4": Times(2.0, 3.0)}
+    layered = timed(net, full, {})
+    effects = with_time([effect("quantize", name, 8, 0.1) for name in measured], layered)
+    assert {e.where for e in effects} == set(NAMES)
+    found = {each.name: each for each in families(("quantize",), effects, "macs", True, layered)}
+    recipe = found["int8 by time"].recipe(0.1)
+    assert recipe == found["int8 where that is faster"].recipe(0.1) == (Quantize(keep=("0*", "4*")),)
+    assert {step[0].keep for step in Neighbourhood(recipe, effects).steps(True)} == {("0*",), ("4*",)}
+
+
+def test_a_layer_that_int8_times_do_not_name_is_not_left_in_float_with_another(net):
+    """`dec_up` is stored in 8 bits and computes in float: "dec*" would be both."""
+    cut = Int8Cut(net, [], lambda value: CONVERSION)
+    layered = TimedLayers(("dec",), Measured({"dec": Times(1.0, 2.0)}, {}), cut)
+    effects = [effect("quantize", name, 8, 0.1) for name in ("dec", "dec_up")]
+    layered.cut.least = lambda costs: ({"dec"}, 1.0)
+    found = {each.name: each for each in families(("quantize",), effects, "macs", True, layered)}
+    assert found["int8 where that is faster"].recipe(0.5) == (Quantize(keep=("dec",)),)
 
 
 def test_near_a_recipe_that_leaves_an_unmeasured_layer_in_float_nothing_is_known():
