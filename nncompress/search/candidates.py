@@ -10,7 +10,7 @@ layer together. What is near the best of them is tried then (`neighbourhood`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, sqrt
 
@@ -34,6 +34,10 @@ class Family:
 
     name: str
     recipe: Callable[[float], Recipe]
+
+    def recipes(self) -> Iterator[Recipe]:
+        """Of some shares, the least and the most among them; none that changes nothing."""
+        return (recipe for share in (SHARES[0], 0.3, 0.5, 0.7, SHARES[-1]) if (recipe := self.recipe(share)))
 
 
 def recipe_key(recipe: Recipe) -> str:

@@ -119,7 +119,7 @@ class Search:
 
         def searched() -> list[Family]:
             found = families(methods, self.effects, unit, by_time, timed, blocks)
-            self.families = [each for each in found if self.bounds.admits(each.recipe(0.5))]
+            self.families = [each for each in found if any(map(self.bounds.admits, each.recipes()))]
             return self.families
 
         # what is the same everywhere needs no measurement of single layers, which in a deep model take hours

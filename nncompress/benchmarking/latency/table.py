@@ -51,11 +51,15 @@ class LatencyTable:
         missing = [chain for chain in chains if known is None or _text(chain) not in known["shares"]]
         if known is None or missing:
             found = measure(reference, missing, shape, self.target)
-            self._layers = self._read() | self._layers  # another process may have written meanwhile
-            known = self._layers.setdefault(
-                _name(reference, shape), {"seconds": found.reference, "shares": {}}
-            )
-            known["shares"].update({_text(chain): share for chain, share in zip(missing, found.shares)})
+            # What another process has written meanwhile holds for this one, too: they are to choose alike.
+            name = _name(reference, shape)
+            own = {_text(chain): share for chain, share in zip(missing, found.shares)}
+            mine = self._layers.setdefault(name, {"seconds": found.reference, "shares": {}})
+            mine["shares"].update(own)
+            for other, entry in self._read().items():
+                shares = self._layers.get(other, entry)["shares"] | entry["shares"]
+                self._layers[other] = {"seconds": entry["seconds"], "shares": shares}
+            known = self._layers[name]
             self.file.write({"layers": self._layers})
         return Latencies(known["seconds"], tuple(known["shares"][_text(chain)] for chain in chains))
 

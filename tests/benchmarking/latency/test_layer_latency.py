@@ -63,6 +63,25 @@ def test_the_table_measures_what_it_does_not_know_once(tmp_path, asked):
     assert asked == [(A, [B], (1, 8)), (A, [C], (1, 8)), (A, [B], (4, 8))]
 
 
+def test_what_two_processes_have_measured_at_once_is_the_same_for_both_from_then_on(tmp_path, monkeypatch):
+    """That which was written first: passes that choose by it are to choose alike."""
+    clock = iter((1e-3, 2e-3, 3e-3, 4e-3))
+
+    def fake(reference, chains, shape, target):
+        now = next(clock)
+        return Latencies(now, tuple(100 * now for _ in chains))
+
+    monkeypatch.setattr("nncompress.benchmarking.latency.table.measure", fake)
+    first, second = (LatencyTable(ORT, tmp_path) for _ in range(2))
+    assert first.latencies(A, [B], (1, 8)) == Latencies(1e-3, (0.1,))
+    assert second.latencies(A, [B, C], (1, 8)) == Latencies(1e-3, (0.1, 0.2))  # B as it is in the file
+    assert second.latencies(C, [], (1, 8)) == Latencies(3e-3, ())
+    assert first.latencies(B, [], (1, 8)) == Latencies(4e-3, ())
+    for each in (first, second, LatencyTable(ORT, tmp_path)):
+        assert each.latencies(A, [B, C], (1, 8)) == Latencies(1e-3, (0.1, 0.2))
+        assert each.latencies(C, [], (1, 8)) == Latencies(3e-3, ())
+
+
 def test_the_file_says_what_it_holds_for(tmp_path, asked):
     table = LatencyTable(ORT, tmp_path)
     table.latencies(A, [B], (1, 8))
