@@ -36,8 +36,8 @@ class Family:
     recipe: Callable[[float], Recipe]
 
     def recipes(self) -> Iterator[Recipe]:
-        """Of some shares, the least and the most among them; none that changes nothing."""
-        return (recipe for share in (SHARES[0], 0.3, 0.5, 0.7, SHARES[-1]) if (recipe := self.recipe(share)))
+        """Of every share; none that changes nothing."""
+        return (recipe for share in SHARES if (recipe := self.recipe(share)))
 
 
 def recipe_key(recipe: Recipe) -> str:
@@ -116,8 +116,8 @@ def families(
             name = "prune-nodes, int8 where that is faster"
             found.append(Family(name, lambda share: (*prune(share), *faster)))
     if timed is not None and bits.worst:
-        alone_ = ByTime(timed, [e for e in effects if e.method == Quantize.name])
-        found.append(Family("int8 by time", _by_time(alone_, names)))
+        precisions = ByTime(timed, [e for e in effects if e.method == Quantize.name])
+        found.append(Family("int8 by time", _by_time(precisions, names)))
         if any(each.name == "per layer" for each in alone):
             found.append(Family("widths, ranks and int8 by time", _by_time(ByTime(timed, effects), names)))
     if unit == "params" and bits.worst:

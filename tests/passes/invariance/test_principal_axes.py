@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 import pytest
 import torch
 from torch import nn
@@ -136,17 +138,22 @@ def test_principal_axes_need_data():
         PruneNodes(ratio=0.2, rotate=True).requires(built(Words(layer_norm)), Context())
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_what_a_group_moves_is_told_in_the_axes_that_it_was_cut_in(seed):
-    torch.manual_seed(seed)
+def test_what_a_group_moves_is_told_in_the_axes_that_it_was_cut_in():
+    """Less than half of what the same nodes move in plain axes: on average, for models differ."""
     rows = torch.randint(0, CLASSES, (64, T), generator=torch.Generator().manual_seed(0))
-    model = in_few_directions(layer_norm, D // 2)
-    each, context = model.copy(), Context(data=open_data((rows,), model.inputs))
-    options = PruneNodes(ratios=("embed=0.375",), rotate=True)
-    changes = options.apply(each, context)
-    moved = options.contributions(model, each, changes, (rows,), context)
-    plain = PruneNodes(ratios=("embed=0.375",)).contributions(model, each, changes, (rows,), context)
-    assert 0 < moved["embed"] < 0.8 * plain["embed"]  # 0.36 to 0.6 with a dozen seeds
+    shares = []
+    for seed in range(12):
+        torch.manual_seed(seed)
+        model = in_few_directions(layer_norm, D // 2)
+        each, context = model.copy(), Context(data=open_data((rows,), model.inputs))
+        options = PruneNodes(ratios=("embed=0.375",), rotate=True)
+        changes = options.apply(each, context)
+        moved = options.contributions(model, each, changes, (rows,), context)
+        plain = PruneNodes(ratios=("embed=0.375",)).contributions(model, each, changes, (rows,), context)
+        shares.append(moved["embed"] / plain["embed"])
+    assert min(shares) > 0
+    assert max(shares) < 0.8
+    assert fmean(shares) < 0.5
 
 
 @pytest.mark.parametrize("norm", [layer_norm, rms_norm])
