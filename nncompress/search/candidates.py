@@ -96,6 +96,7 @@ def families(
     if "quantize" not in methods:
         return found
     bits, alone = Bits.of(effects), tuple(found)
+    found.insert(0, Family("int8", lambda share: (Quantize(),)))  # mostly the best that one trial finds
     found += [Family(f"{f.name}, int8", _then(f, lambda recipe: (Quantize(),))) for f in alone]
     if unit == "params":
         found += [Family(f"{f.name}, 4 bits", _then(f, lambda recipe: (FOUR_BITS,))) for f in alone]
@@ -107,7 +108,6 @@ def families(
                 Family("per layer", layered), lambda recipe: (Quantize(keep=bits.kept(0.25, recipe)),)
             )
             found.append(Family("per layer, int8, the worst quarter in float", quarter))
-    found.append(Family("int8", lambda share: (Quantize(),)))
     names = Bits(tuple(dict.fromkeys((*bits.worst, *(timed.names if timed is not None else ())))))
     if timed is not None and (slow := timed.slower()):
         faster = (Quantize(keep=names.patterns(slow)),)

@@ -191,3 +191,12 @@ def test_widths_ranks_and_bits_together_can_be_carried_out(here):
     assert done["0.0"] == "int8 weights and activations"
     assert done["2"] == "weights of 4 bits and activations"
     assert all(step.changed for step in steps)
+
+
+def test_int8_everywhere_is_tried_before_anything_else_where_it_serves_the_goal():
+    """A search that is over after a few trials is to know it."""
+    for unit in ("macs", "params"):
+        first, *_ = untried(families(METHODS, (), unit, blocks=3), lambda recipe: None, lambda recipe: inf)
+        assert first[1] == (Quantize(),)
+    first, *_ = untried(families(METHODS[:2], (), "macs"), lambda recipe: None, lambda recipe: inf)
+    assert first[1] == (PruneNodes(macs=0.525),)
