@@ -74,17 +74,17 @@ def test_without_a_best_families_go_on_and_others_than_asked_for_are_left_out():
     assert searched(ends_in="int8").next({}, None) == [(PruneNodes(macs=0.525), Quantize())]
 
 
-@pytest.mark.parametrize(("ends_in", "least"), [("int8", 0.1), ("float32", 0.575)])
+@pytest.mark.parametrize(("ends_in", "least"), [("int8", 0.6), ("float32", 0.725)])
 def test_a_family_whose_recipes_round_from_some_share_on_is_bisected_in_the_part_that_is_wanted(
     ends_in, least
 ):
     def recipe(share):
         cut = (PruneNodes(macs=share),)
-        return cut if share > 0.55 else (*cut, Quantize())
+        return cut if share > 0.7 else (*cut, Quantize())
 
     bounds = Bounds(0.01, None, None, "macs", ends_in=ends_in)
-    proposals, rows = Proposals(Holds(0.05, bounds), [Family("by time", recipe)]), {}
+    proposals, rows = Proposals(Holds(0.6, bounds), [Family("by time", recipe)]), {}
     while recipes := proposals.next(rows, None):
         assert all(map(bounds.admits, recipes))
         rows |= tried(recipes[0])
-    assert min(row["share"] for _, row in rows.values()) == least
+    assert min(row["share"] for _, row in rows.values() if row["share"] >= 0.6) == least
